@@ -1,0 +1,134 @@
+# Tests. Each tests/<group>/test_*.c is one binary in build/<variant>/tests/<group>/, found by
+# wildcard and run by tests/support/run_tests.py, which says at its top how a test is told what.
+
+SIM_SECONDS ?= 60
+FUZZ_SECONDS ?= 60
+JOBS ?= 2
+# What a unit test links. Narrow it while another module does not compile:
+#   make unit T=test_block TEST_LIBS='engine proto'
+TEST_LIBS ?= daemon front host device engine worker ctl synthetic client kernels proto
+# T= picks tests by a part of their name.
+T ?=
+
+# ------------------------------------------------------------------ binaries
+
+C_TEST_DIRS := tests/unit tests/process tests/crash tests/gpu tests/bench
+TEST_SOURCES := $(foreach d,$(C_TEST_DIRS),$(wildcard $(d)/*.c))
+TEST_BINARIES := $(patsubst %.c,$(B)/%,$(TEST_SOURCES))
+UNIT_BINARIES := $(foreach t,$(or $(T),test_),$(filter $(B)/tests/unit/%,$(foreach b,$(TEST_BINARIES),$(if $(findstring $(t),$(notdir $(b))),$(b)))))
+TEST_EXTERN := $(CUNIT_LIBS) $(ZMQ_LIBS) $(PROTOBUF_LIBS) $(XXHASH_LIBS) $(OPENBLAS_LIBS) -ldl -lm
+
+$(TEST_BINARIES): $(B)/%: $(B)/obj/%.o $(call archive,testsupport $(TEST_LIBS))
+	@mkdir -p $(@D)
+	$(call say,LD,$@)
+	$(Q)$(call link,-pie $<,$(filter %.a,$^),$(TEST_EXTERN))
+
+unit: $(UNIT_BINARIES)
+
+# The simulator: every tests/sim/*.c, with the engine as it is shipped.
+SIM_SOURCES := $(wildcard tests/sim/*.c)
+SIM_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(SIM_SOURCES))
+SIM_BINARY := $(if $(SIM_SOURCES),$(BIN)/kvtier-sim)
+$(BIN)/kvtier-sim: $(SIM_OBJECTS) $(call archive,testsupport device host engine kernels proto)
+	@mkdir -p $(@D)
+	$(call say,LD,$@)
+	$(Q)$(call link,-pie $(filter %.o,$^),$(filter %.a,$^),$(PROTOBUF_LIBS) $(XXHASH_LIBS) -ldl -lm)
+
+# Fuzz targets: build them with VARIANT=fuzz, as `make fuzz` does.
+FUZZ_SOURCES := $(wildcard tests/fuzz/fuzz_*.c)
+FUZZ_BINARIES := $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(FUZZ_SOURCES))
+$(B)/fuzz/%: $(B)/obj/tests/fuzz/%.o $(call archive,testsupport $(TEST_LIBS))
+	@mkdir -p $(@D)
+	$(call say,LD,$@)
+	$(Q)$(call link,-fsanitize=fuzzer -pie $<,$(filter %.a,$^),$(filter-out $(CUNIT_LIBS),$(TEST_EXTERN)))
+
+TEST_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(TEST_SOURCES) $(SIM_SOURCES) $(FUZZ_SOURCES))
+EXAMPLE_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(EXAMPLE_SOURCES))
+MAIN_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(wildcard $(foreach p,$(PROGRAM_NAMES),$(MAIN_$(p)))))
+ALL_OBJECTS := $(foreach m,$(MODULES),$(OBJECTS_$(m))) $(MAIN_OBJECTS) $(TEST_OBJECTS) $(EXAMPLE_OBJECTS)
+
+.SECONDARY: $(ALL_OBJECTS)
+-include $(ALL_OBJECTS:.o=.d)
+
+# ------------------------------------------------------------------ Python
+
+VENV := build/venv
+PYTHON := $(VENV)/bin/python
+.PHONY: venv venv-torch
+venv: $(VENV)/.ok
+venv-torch: $(VENV)/.torch-ok
+$(VENV)/.ok: tests/python/requirements.txt
+	scripts/venv $(VENV) $<
+	@touch $@
+$(VENV)/.torch-ok: tests/python/requirements-torch.txt | $(VENV)/.ok
+	scripts/venv $(VENV) $<
+	@touch $@
+
+# ------------------------------------------------------------------ running them
+
+RUN := tests/support/run_tests.py --jobs $(JOBS) --sim-seconds $(SIM_SECONDS) --fuzz-seconds $(FUZZ_SECONDS) $(if $(T),--only '$(T)')
+SUBMAKE = @$(MAKE) --no-print-directory
+
+.PHONY: setup test test-build test-unit test-process test-python test-asan test-tsan sim fuzz fuzz-build
+.PHONY: lint format model demo bench
+
+setup:
+	@scripts/setup
+
+# Set-up comes before anything is built, and pkg-config is asked afresh after it: so make again.
+test:
+	@scripts/setup build test python
+	$(SUBMAKE) test-build
+	$(SUBMAKE) VARIANT=fuzz fuzz-build
+	@$(RUN) --variant release lint unit sim process crash fuzz python
+
+test-build: all unit $(TEST_BINARIES) $(SIM_BINARY) venv
+fuzz-build: $(FUZZ_BINARIES)
+
+# One layer at a time, for the daily work: make test-unit T=block
+test-unit: unit
+	@$(RUN) --variant $(VARIANT) unit
+test-process: test-build
+	@$(RUN) --variant $(VARIANT) process
+test-python: test-build
+	@$(RUN) --variant $(VARIANT) python
+
+# The sanitizers take several times as long, so the simulator gets a third of the time.
+test-asan test-tsan: test-%:
+	@scripts/setup build test python
+	$(SUBMAKE) VARIANT=$* test-build
+	@$(RUN) --sim-seconds $(shell expr \( $(SIM_SECONDS) + 2 \) / 3) --variant $* unit sim process crash
+
+# make sim SEED=n replays one seed; without SEED it tries fresh ones for SIM_SECONDS.
+sim: $(SIM_BINARY)
+	$(if $(SIM_BINARY),$(SIM_BINARY) $(if $(SEED),--seed $(SEED),--seconds $(SIM_SECONDS)) $(SIM_ARGS),@echo 'SKIP sim: tests/sim is empty')
+
+fuzz:
+	@scripts/setup build test
+	$(SUBMAKE) VARIANT=fuzz fuzz-build
+	@$(RUN) --variant release fuzz
+
+lint:
+	@scripts/setup build test lint
+	@tests/lint/lint.py
+	$(SUBMAKE) VARIANT=lint objects
+	$(SUBMAKE) VARIANT=clang objects
+	@echo 'lint: clean'
+
+format:
+	@scripts/format
+
+model:
+	@scripts/setup python
+	@scripts/fetch-model
+
+demo:
+	@scripts/setup build python
+	$(SUBMAKE) all
+	$(if $(MODEL),,@scripts/fetch-model)
+	@scripts/demo
+
+bench:
+	@scripts/setup build test python
+	$(SUBMAKE) test-build
+	@tests/bench/run.py $(BENCH_ARGS)
