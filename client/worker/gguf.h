@@ -64,7 +64,7 @@ struct kvt_gguf;
 /*
  * Maps and parses a file.
  * Ownership: the caller owns *out and closes it; all that it returns is borrowed until then.
- * Errors: -EINVAL malformed, -ENOTSUP a type this worker does not read, -ENOMEM, or errno of open().
+ * Errors: -KVT_EINVAL malformed, -KVT_ENOTSUP a type this worker does not read, -KVT_ENOMEM, -KVT_ESYS if the file cannot be opened.
  */
 __attribute__((warn_unused_result)) int kvt_gguf_open(struct kvt_gguf **out, const char *path,
                                                       char *err, size_t err_size);
@@ -88,7 +88,7 @@ const struct kvt_gguf_pair *kvt_gguf_find(const struct kvt_gguf *gguf, const cha
 const struct kvt_gguf_tensor *kvt_gguf_tensor_find(const struct kvt_gguf *gguf, const char *name);
 
 /*
- * Scalars by key. 0: *out is written; -ENOENT: no such key; -EINVAL: it holds
+ * Scalars by key. 0: *out is written; -KVT_ENOENT: no such key; -KVT_EINVAL: it holds
  * another type, or a number that does not fit. Any integer type is taken.
  */
 __attribute__((warn_unused_result)) int kvt_gguf_u32(const struct kvt_gguf *gguf, const char *key,
@@ -97,8 +97,8 @@ __attribute__((warn_unused_result)) int kvt_gguf_f32(const struct kvt_gguf *gguf
                                                      float *out);
 __attribute__((warn_unused_result)) int kvt_gguf_bool(const struct kvt_gguf *gguf, const char *key,
                                                       bool *out);
-__attribute__((warn_unused_result)) int
-kvt_gguf_text(const struct kvt_gguf *gguf, const char *key, struct kvt_gguf_string *out);
+__attribute__((warn_unused_result)) int kvt_gguf_text(const struct kvt_gguf *gguf, const char *key,
+                                                      struct kvt_gguf_string *out);
 
 /*
  * Walks an array of strings: start with *cursor = 0; 1 while there is one more,
@@ -108,9 +108,9 @@ int kvt_gguf_next_string(const struct kvt_gguf_pair *array, size_t *cursor,
                          struct kvt_gguf_string *out);
 
 /* Item `index` of an array of any integer or float type, as that C type. */
-__attribute__((warn_unused_result)) int
-kvt_gguf_item_i64(const struct kvt_gguf_pair *array, uint64_t index, int64_t *out);
-__attribute__((warn_unused_result)) int
-kvt_gguf_item_f32(const struct kvt_gguf_pair *array, uint64_t index, float *out);
+__attribute__((warn_unused_result)) int kvt_gguf_item_i64(const struct kvt_gguf_pair *array,
+                                                          uint64_t index, int64_t *out);
+__attribute__((warn_unused_result)) int kvt_gguf_item_f32(const struct kvt_gguf_pair *array,
+                                                          uint64_t index, float *out);
 
 #endif
