@@ -12,7 +12,10 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
 
+SYSCONFDIR ?= $(if $(filter /usr,$(PREFIX)),/etc,$(PREFIX)/etc)
+
 INSTALL := install
+CONFIG := $(firstword $(wildcard daemon/kvtierd.conf docs/kvtierd.conf))
 DAEMON_PROGRAMS := $(filter %/kvtierd %/kvtierd-front,$(PROGRAMS))
 USER_PROGRAMS := $(filter %/kvtierctl %/kvtier-run,$(PROGRAMS))
 
@@ -34,6 +37,12 @@ endif
 	    section=$${page##*.}; \
 	    $(INSTALL) -D -m 644 $$page $(DESTDIR)$(MANDIR)/man$$section/$${page##*/}; done
 	$(INSTALL) -d $(addprefix $(DESTDIR),$(UNITDIR) $(SYSUSERSDIR) $(TMPFILESDIR))
-	sed 's|@SBINDIR@|$(SBINDIR)|' systemd/kvtierd.service >$(DESTDIR)$(UNITDIR)/kvtierd.service
+	sed 's|@SBINDIR@|$(SBINDIR)|; s|@SYSCONFDIR@|$(SYSCONFDIR)|' systemd/kvtierd.service >$(DESTDIR)$(UNITDIR)/kvtierd.service
 	$(INSTALL) -m 644 systemd/kvtierd.sysusers $(DESTDIR)$(SYSUSERSDIR)/kvtierd.conf
 	$(INSTALL) -m 644 systemd/kvtierd.tmpfiles $(DESTDIR)$(TMPFILESDIR)/kvtierd.conf
+# An administrator's changes are kept: the shipped text then lies beside it.
+ifneq ($(CONFIG),)
+	$(INSTALL) -d $(DESTDIR)$(SYSCONFDIR)/kvtierd
+	$(INSTALL) -m 644 $(CONFIG) $(DESTDIR)$(SYSCONFDIR)/kvtierd/kvtierd.conf$$(test -e \
+	    $(DESTDIR)$(SYSCONFDIR)/kvtierd/kvtierd.conf && echo .new)
+endif

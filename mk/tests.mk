@@ -67,7 +67,8 @@ $(VENV)/.torch-ok: tests/python/requirements-torch.txt | $(VENV)/.ok
 # ------------------------------------------------------------------ running them
 
 RUN := tests/support/run_tests.py --jobs $(JOBS) --sim-seconds $(SIM_SECONDS) --fuzz-seconds $(FUZZ_SECONDS) $(if $(T),--only '$(T)')
-SUBMAKE = @$(MAKE) --no-print-directory
+# Goals that set up and then build make again, with all cores unless a -j was given.
+PARALLEL = --no-print-directory $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 
 .PHONY: setup test test-build test-unit test-process test-python test-asan test-tsan sim fuzz fuzz-build
 .PHONY: lint format model demo bench
@@ -78,8 +79,8 @@ setup:
 # Set-up comes before anything is built, and pkg-config is asked afresh after it: so make again.
 test:
 	@scripts/setup build test python
-	$(SUBMAKE) test-build
-	$(SUBMAKE) VARIANT=fuzz fuzz-build
+	@$(MAKE) $(PARALLEL) test-build
+	@$(MAKE) $(PARALLEL) VARIANT=fuzz fuzz-build
 	@$(RUN) --variant release lint unit sim process crash fuzz python
 
 test-build: all unit $(TEST_BINARIES) $(SIM_BINARY) venv
@@ -96,8 +97,8 @@ test-python: test-build
 # The sanitizers take several times as long, so the simulator gets a third of the time.
 test-asan test-tsan: test-%:
 	@scripts/setup build test python
-	$(SUBMAKE) VARIANT=$* test-build
-	@$(RUN) --sim-seconds $(shell expr \( $(SIM_SECONDS) + 2 \) / 3) --variant $* unit sim process crash
+	@$(MAKE) $(PARALLEL) VARIANT=$* test-build
+	@$(RUN) --sim-seconds $$((($(SIM_SECONDS) + 2) / 3)) --variant $* unit sim process crash
 
 # make sim SEED=n replays one seed; without SEED it tries fresh ones for SIM_SECONDS.
 sim: $(SIM_BINARY)
@@ -105,14 +106,14 @@ sim: $(SIM_BINARY)
 
 fuzz:
 	@scripts/setup build test
-	$(SUBMAKE) VARIANT=fuzz fuzz-build
+	@$(MAKE) $(PARALLEL) VARIANT=fuzz fuzz-build
 	@$(RUN) --variant release fuzz
 
 lint:
 	@scripts/setup build test lint
 	@tests/lint/lint.py
-	$(SUBMAKE) VARIANT=lint objects
-	$(SUBMAKE) VARIANT=clang objects
+	@$(MAKE) $(PARALLEL) VARIANT=lint objects
+	@$(MAKE) $(PARALLEL) VARIANT=clang objects
 	@echo 'lint: clean'
 
 format:
@@ -124,11 +125,11 @@ model:
 
 demo:
 	@scripts/setup build python
-	$(SUBMAKE) all
+	@$(MAKE) $(PARALLEL) all
 	$(if $(MODEL),,@scripts/fetch-model)
 	@scripts/demo
 
 bench:
 	@scripts/setup build test python
-	$(SUBMAKE) test-build
+	@$(MAKE) $(PARALLEL) test-build
 	@tests/bench/run.py $(BENCH_ARGS)
