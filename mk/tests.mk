@@ -58,10 +58,12 @@ PYTHON := $(VENV)/bin/python
 venv: $(VENV)/.ok
 venv-torch: $(VENV)/.torch-ok
 $(VENV)/.ok: tests/python/requirements.txt
-	scripts/venv $(VENV) $<
+	$(call say,PIP,$<)
+	$(Q)scripts/venv $(VENV) $<
 	@touch $@
 $(VENV)/.torch-ok: tests/python/requirements-torch.txt | $(VENV)/.ok
-	scripts/venv $(VENV) $<
+	$(call say,PIP,$<)
+	$(Q)scripts/venv $(VENV) $<
 	@touch $@
 
 # ------------------------------------------------------------------ running them

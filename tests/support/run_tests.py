@@ -299,7 +299,7 @@ class Runner:
                     test.passed += 1
             if status != 0 and not test.failed:
                 test.failed += 1
-        elif status == SKIP_STATUS:
+        elif status == SKIP_STATUS and test.kind != "fuzz":  # libFuzzer's 77 is a finding
             test.skipped = 1
             reasons.append((test.name, lines[-1] if lines else "no reason given"))
         elif status == 0:
