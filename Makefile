@@ -13,7 +13,9 @@ MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 
-VERSION := 0.1.0
+# The version is said once, in the public header.
+VERSION := $(shell awk '/define KVTIER_VERSION_(MAJOR|MINOR|PATCH)/ {v = v dot $$3; dot = "."} \
+    END {print v}' client/kvtier.h)
 # The library's ABI number: the N of libkvtier.so.N. See CONTRIBUTING.md, "Versions".
 SOVERSION := 0
 

@@ -114,6 +114,8 @@ fuzz:
 lint:
 	@scripts/setup build test lint
 	@tests/lint/lint.py
+	@for how in 'gcc -x c -std=c99' 'clang -x c -std=c11' 'clang -x c++ -nostdinc++ -std=c++11'; do \
+	    $$how -fsyntax-only -Wall -Wextra -Werror client/kvtier.h || exit 1; done
 	@$(MAKE) $(PARALLEL) VARIANT=lint objects
 	@$(MAKE) $(PARALLEL) VARIANT=clang objects
 	@echo 'lint: clean'
