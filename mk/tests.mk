@@ -83,6 +83,7 @@ test:
 	@scripts/setup build test python
 	@$(MAKE) $(PARALLEL) test-build
 	@$(MAKE) $(PARALLEL) VARIANT=fuzz fuzz-build
+	@scripts/fetch-model || echo 'SKIP model: not fetched, so the tests that need it are skipped'
 	@$(RUN) --variant release lint unit sim process crash fuzz python
 
 test-build: all unit $(TEST_BINARIES) $(SIM_BINARY) venv

@@ -84,7 +84,13 @@ CUNIT_LIBS := $(or $(call pkg_libs,cunit),-lcunit)
 OPENBLAS_CFLAGS := $(call pkg_cflags,openblas)
 OPENBLAS_LIBS := $(or $(call pkg_libs,openblas),-lopenblas)
 
-# CUDA is found by itself; WITH_CUDA=0 turns it off. No CUDA code yet: the first .cu file in
-# kernels/ or tiers/device/cuda/ adds its rule to mk/build.mk under ifeq ($(WITH_CUDA),1).
+# CUDA is found by itself; WITH_CUDA=0 turns it off. There is no CUDA code yet: the first .cu file
+# brings its rule to mk/build.mk, under ifeq ($(WITH_CUDA),1).
 NVCC ?= $(shell command -v nvcc 2>/dev/null)
 WITH_CUDA ?= $(if $(NVCC),1,0)
+CUDA_SOURCES := $(wildcard kernels/*.cu tiers/device/cuda/*.cu)
+ifneq ($(CUDA_SOURCES),)
+ifneq ($(WITH_CUDA),1)
+$(info SKIP cuda: $(if $(NVCC),WITH_CUDA=$(WITH_CUDA),nvcc is not installed), so the CUDA plug-in is not built)
+endif
+endif

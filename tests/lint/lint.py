@@ -272,8 +272,11 @@ def check_format(lint):
     if run.returncode != 0:
         places = re.findall(r"^(\S+?:\d+):\d+: (?:error|warning): code should be clang-formatted",
                             run.stderr, re.M)
-        for where in dict.fromkeys(places):
-            lint.fail(where, "format", "differs from .clang-format; make format")
+        first = {}  # one finding a file: its first place
+        for where in places:
+            first.setdefault(where.split(":")[0], where)
+        for where in first.values():
+            lint.fail(where, "format", "differs from .clang-format from here on; make format")
         if not places:
             lint.fail("scripts/format", "format", run.stderr.strip())
 
