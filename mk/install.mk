@@ -12,10 +12,10 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
 
-SYSCONFDIR ?= $(if $(filter /usr,$(PREFIX)),/etc,$(PREFIX)/etc)
+# Where the daemon looks for its configuration, whatever PREFIX is.
+SYSCONFDIR ?= /etc
 
 INSTALL := install
-CONFIG := $(firstword $(wildcard daemon/kvtierd.conf docs/kvtierd.conf))
 DAEMON_PROGRAMS := $(filter %/kvtierd %/kvtierd-front,$(PROGRAMS))
 USER_PROGRAMS := $(filter %/kvtierctl %/kvtier-run,$(PROGRAMS))
 
@@ -37,12 +37,14 @@ endif
 	    section=$${page##*.}; \
 	    $(INSTALL) -D -m 644 $$page $(DESTDIR)$(MANDIR)/man$$section/$${page##*/}; done
 	$(INSTALL) -d $(addprefix $(DESTDIR),$(UNITDIR) $(SYSUSERSDIR) $(TMPFILESDIR))
-	sed 's|@SBINDIR@|$(SBINDIR)|; s|@SYSCONFDIR@|$(SYSCONFDIR)|' systemd/kvtierd.service >$(DESTDIR)$(UNITDIR)/kvtierd.service
+	sed 's|@SBINDIR@|$(SBINDIR)|' systemd/kvtierd.service >$(DESTDIR)$(UNITDIR)/kvtierd.service
 	$(INSTALL) -m 644 systemd/kvtierd.sysusers $(DESTDIR)$(SYSUSERSDIR)/kvtierd.conf
 	$(INSTALL) -m 644 systemd/kvtierd.tmpfiles $(DESTDIR)$(TMPFILESDIR)/kvtierd.conf
-# An administrator's changes are kept: the shipped text then lies beside it.
-ifneq ($(CONFIG),)
+# The daemon knows every option with its prose and default. An administrator's file is kept: the
+# new text then lies beside it.
+ifneq ($(filter %/kvtierd,$(DAEMON_PROGRAMS)),)
 	$(INSTALL) -d $(DESTDIR)$(SYSCONFDIR)/kvtierd
-	$(INSTALL) -m 644 $(CONFIG) $(DESTDIR)$(SYSCONFDIR)/kvtierd/kvtierd.conf$$(test -e \
-	    $(DESTDIR)$(SYSCONFDIR)/kvtierd/kvtierd.conf && echo .new)
+	set -e; file=$(DESTDIR)$(SYSCONFDIR)/kvtierd/kvtierd.conf; \
+	    if test -e $$file; then file=$$file.new; fi; \
+	    $(BIN)/kvtierd --print-config >$$file
 endif

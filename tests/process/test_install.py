@@ -56,12 +56,14 @@ def test_files(root):
                  "lib/systemd/system/kvtierd.service", "lib/sysusers.d/kvtierd.conf",
                  "lib/tmpfiles.d/kvtierd.conf"):
         assert os.path.exists(f"{root}{PREFIX}/{path}"), path
+    with open(f"{root}/etc/kvtierd/kvtierd.conf", encoding="utf-8") as config:
+        assert "[host]" in config.read()
 
 
 def test_unit_has_its_paths(root):
     with open(f"{root}{PREFIX}/lib/systemd/system/kvtierd.service", encoding="utf-8") as unit:
         text = unit.read()
-    assert f"ExecStart={PREFIX}/sbin/kvtierd " in text
+    assert f"ExecStart={PREFIX}/sbin/kvtierd\n" in text
     assert not re.search(r"@[A-Z]+@", text)
 
 
