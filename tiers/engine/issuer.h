@@ -1,11 +1,13 @@
 /* The issuer: decides which operation's gates are open, and which goes next. Pure: no I/O, no
  * clock, no threads. A device's copy thread owns one; so does each device of the simulator.
  *
- * Order. Operations of one slot are submitted in their program order; so are COPY operations, and
- * STEP operations. Between these queues of a session the open operation with the smallest id goes
- * first: a closed one holds back none. Between sessions: the lowest enum kvt_op_class first, and in
- * one class deficit round-robin by bytes. Copies are cut to at most `cut_bytes`, and at most
- * `inflight_max` cuts are submitted and not completed at any time.
+ * Order. Operations of one slot are submitted in their program order, each when all of the one
+ * before is submitted; so are COPY operations, and STEP operations. Among what is open the lowest
+ * enum kvt_op_class goes first (a session's background work holds back neither its own decode nor
+ * another's); in one class sessions take turns, deficit round-robin by bytes; and of one session
+ * and class the open operation with the smallest id goes first: a closed one holds back none.
+ * Copies are cut to at most `cut_bytes`, and at most `inflight_max` cuts are submitted and not
+ * completed at any time. A post goes before any copy, as soon as it is due.
  *
  * Gates.
  *   FILL       done[slot] == done_wait (if not 0), deps complete
@@ -55,7 +57,9 @@ void kvt_issuer_free(struct kvt_issuer *i);
 /* Sessions. `page` is read only (step, done) and borrowed until the session is drained. */
 void kvt_issuer_session_open(struct kvt_issuer *i, uint32_t session,
                              const struct kvt_control_page *page);
-/* Cancels everything of the session; kvt_issuer_session_drained tells when nothing is in flight. */
+/* Cancels everything of the session; kvt_issuer_session_drained tells when nothing is in flight. Of
+ * what was begun nothing more is submitted or posted; it completes as KVT_FAILED if that was
+ * needed. */
 void kvt_issuer_session_close(struct kvt_issuer *i, uint32_t session);
 
 /* Takes over `p`. The session is open. */
@@ -65,7 +69,8 @@ void kvt_issuer_submit(struct kvt_issuer *i, struct kvt_program *p);
  * was begun is carried to its end. */
 void kvt_issuer_cancel(struct kvt_issuer *i, uint32_t session, uint64_t first_op);
 
-/* The next thing to submit. false: nothing is open, or inflight_max is reached. */
+/* The next thing to submit. false: no post is due and no copy is open, or inflight_max is reached.
+ * Cost: looks at the head of each filled queue, so in proportion to the slots in use. */
 bool kvt_issuer_next(struct kvt_issuer *i, struct kvt_issue *out);
 
 /* A copy from kvt_issuer_next has completed. */

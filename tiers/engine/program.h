@@ -30,6 +30,8 @@ struct kvt_copy {
     uint64_t bytes;
 };
 
+struct kvt_op_progress;
+
 enum kvt_op_kind {
     KVT_OP_FILL = 1,      /* copies into a slot, then posts ready[slot] = generation */
     KVT_OP_WRITEBACK = 2, /* copies appended tokens out of a slot, once done[slot] == generation */
@@ -62,9 +64,14 @@ struct kvt_program {
     struct kvt_op *ops; /* the arrays lie in the program's own allocation */
     struct kvt_copy *copies;
     uint64_t *deps;
+    /* The issuer's own. */
+    struct kvt_op_progress *progress;
+    struct kvt_program *next;
+    struct kvt_program *previous;
+    uint32_t ops_left; /* completions not yet collected */
 };
 
-/* One allocation with room for so many; NULL if there is no memory. Freed by kvt_program_free. */
+/* One allocation with room for so many, all counts 0; NULL if there is no memory. Freed by kvt_program_free. */
 struct kvt_program *kvt_program_create(uint32_t session, uint32_t ops_max, uint32_t copies_max,
                                        uint32_t deps_max);
 void kvt_program_free(struct kvt_program *p);

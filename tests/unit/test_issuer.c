@@ -1,0 +1,680 @@
+/* The issuer against its contract: gates, order, cuts, fairness, cancel, close, failure. */
+#include "proto/errors.h"
+#include "tiers/engine/engine.h"
+#include "tiers/engine/issuer.h"
+
+#include <CUnit/Basic.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { SESSIONS = 4, CUT = 100 };
+
+static struct kvt_issuer *issuer;
+static struct kvt_control_page pages[SESSIONS];
+static struct kvt_program *building;
+
+static void start(bool post_behind, uint32_t inflight_max, uint64_t quantum_bytes) {
+    struct kvt_issuer_config config = {.sessions_max = SESSIONS,
+                                       .inflight_max = inflight_max,
+                                       .cut_bytes = CUT,
+                                       .quantum_bytes = quantum_bytes,
+                                       .post_behind = post_behind};
+    memset(pages, 0, sizeof(pages));
+    CU_ASSERT_EQUAL_FATAL(kvt_issuer_create(&config, &issuer), 0);
+    for (uint32_t s = 0; s < SESSIONS; s++) {
+        kvt_issuer_session_open(issuer, s, &pages[s]);
+    }
+}
+
+static void stop(void) {
+    kvt_issuer_free(issuer);
+    issuer = NULL;
+}
+
+/* ---- building programs: begin(session); add(...); dep(id); submit() --------------------------- */
+
+static void begin(uint32_t session) {
+    building = kvt_program_create(session, 64, 64, 64);
+    CU_ASSERT_PTR_NOT_NULL_FATAL(building);
+}
+
+static struct kvt_op *add(enum kvt_op_kind kind, uint64_t id, uint16_t slot, uint64_t bytes) {
+    struct kvt_op *op = &building->ops[building->op_count++];
+    *op = (struct kvt_op){.id = id,
+                          .kind = (uint8_t)kind,
+                          .slot = slot,
+                          .copy_first = building->copy_count,
+                          .dep_first = building->dep_count};
+    if (bytes != 0) {
+        op->copy_count = 1;
+        building->copies[building->copy_count++] =
+            (struct kvt_copy){.source = {.tier = KVT_TIER_HOST, .offset = id * 100000},
+                              .target = {.tier = KVT_TIER_GPU, .extent = 7, .offset = id * 1000},
+                              .bytes = bytes};
+    }
+    return op;
+}
+
+static struct kvt_op *add_fill(uint64_t id, uint16_t slot, uint64_t bytes, uint64_t generation) {
+    struct kvt_op *op = add(KVT_OP_FILL, id, slot, bytes);
+    op->generation = generation;
+    return op;
+}
+
+static void dep(struct kvt_op *op, uint64_t id) {
+    building->deps[building->dep_count++] = id;
+    op->dep_count++;
+}
+
+static void submit(void) {
+    kvt_issuer_submit(issuer, building);
+    building = NULL;
+}
+
+/* ---- what is expected ------------------------------------------------------------------------ */
+
+static struct kvt_issue issue;
+
+/* The next issue is a copy of operation `id`; returns its tag. */
+static uint32_t expect_copy(uint64_t id) {
+    CU_ASSERT_TRUE_FATAL(kvt_issuer_next(issuer, &issue));
+    CU_ASSERT_EQUAL(issue.is_post, 0);
+    CU_ASSERT_EQUAL(issue.copy.source.offset / 100000, id);
+    return issue.tag;
+}
+
+static void expect_post(uint32_t session, uint32_t slot, uint64_t value) {
+    CU_ASSERT_TRUE_FATAL(kvt_issuer_next(issuer, &issue));
+    CU_ASSERT_EQUAL(issue.is_post, 1);
+    CU_ASSERT_EQUAL(issue.session, session);
+    CU_ASSERT_EQUAL(issue.slot, slot);
+    CU_ASSERT_EQUAL(issue.value, value);
+}
+
+static void expect_nothing(void) {
+    CU_ASSERT_FALSE(kvt_issuer_next(issuer, &issue));
+}
+
+static void expect_completion(uint64_t id, enum kvt_completion_status status, uint64_t bytes) {
+    struct kvt_completion c;
+    CU_ASSERT_TRUE_FATAL(kvt_issuer_completion(issuer, &c));
+    CU_ASSERT_EQUAL(c.op, id);
+    CU_ASSERT_EQUAL(c.status, status);
+    CU_ASSERT_EQUAL(c.bytes, bytes);
+}
+
+static void expect_no_completion(void) {
+    struct kvt_completion c;
+    CU_ASSERT_FALSE(kvt_issuer_completion(issuer, &c));
+}
+
+/* ---- tests ----------------------------------------------------------------------------------- */
+
+static void test_fill_posts_when_copied(void) {
+    start(false, 8, 1000);
+    begin(1);
+    add_fill(5, 3, 40, 9);
+    submit();
+    uint32_t tag = expect_copy(5);
+    CU_ASSERT_EQUAL(issue.session, 1);
+    CU_ASSERT_EQUAL(issue.stream, 0);
+    CU_ASSERT_EQUAL(issue.copy.bytes, 40);
+    expect_nothing();
+    expect_no_completion();
+    kvt_issuer_copied(issuer, tag, true);
+    expect_no_completion();
+    expect_post(1, 3, 9);
+    expect_completion(5, KVT_DONE, 40);
+    expect_nothing();
+    stop();
+}
+
+static void test_fill_posts_behind(void) {
+    start(true, 8, 1000);
+    begin(1);
+    add_fill(5, 3, 150, 9);
+    submit();
+    uint32_t first = expect_copy(5);
+    uint32_t second = expect_copy(5);
+    expect_post(1, 3, 9);
+    kvt_issuer_copied(issuer, second, true);
+    expect_no_completion();
+    kvt_issuer_copied(issuer, first, true);
+    expect_completion(5, KVT_DONE, 150);
+    stop();
+}
+
+static void test_empty_fill_only_posts(void) {
+    for (int behind = 0; behind < 2; behind++) {
+        start(behind != 0, 1, 1000);
+        begin(0);
+        add_fill(1, 0, 0, 4);
+        submit();
+        expect_post(0, 0, 4);
+        expect_completion(1, KVT_DONE, 0);
+        stop();
+    }
+}
+
+static void test_fill_waits_for_done_exactly(void) {
+    start(false, 8, 1000);
+    begin(0);
+    add_fill(1, 2, 10, 8)->done_wait = 7;
+    submit();
+    expect_nothing();
+    CU_ASSERT_TRUE(kvt_issuer_waits_for_worker(issuer));
+    pages[0].done[2].value = 8; /* a lie */
+    expect_nothing();
+    pages[0].done[3].value = 7; /* another slot */
+    expect_nothing();
+    pages[0].done[2].value = 7;
+    CU_ASSERT_FALSE(kvt_issuer_waits_for_worker(issuer));
+    expect_copy(1);
+    stop();
+}
+
+static void test_writeback_waits_for_its_generation(void) {
+    start(false, 8, 1000);
+    begin(0);
+    add(KVT_OP_WRITEBACK, 1, 2, 10)->generation = 7;
+    building->copies[0].source.tier = KVT_TIER_GPU;
+    building->copies[0].target.tier = KVT_TIER_HOST;
+    submit();
+    pages[0].done[2].value = 6;
+    expect_nothing();
+    pages[0].done[2].value = 7;
+    uint32_t tag = expect_copy(1);
+    CU_ASSERT_EQUAL(issue.stream, 1);
+    expect_nothing();
+    kvt_issuer_copied(issuer, tag, true);
+    expect_completion(1, KVT_DONE, 10);
+    expect_nothing();
+    stop();
+}
+
+static void test_step_is_cyclic(void) {
+    start(false, 1, 1000);
+    pages[0].step.value = UINT64_MAX - 1;
+    begin(0);
+    add(KVT_OP_STEP, 1, 0, 0)->step_wait = UINT64_MAX;
+    add(KVT_OP_STEP, 2, 0, 0)->step_wait = 1;
+    submit();
+    expect_nothing();
+    expect_no_completion();
+    pages[0].step.value = UINT64_MAX;
+    expect_nothing();
+    expect_completion(1, KVT_DONE, 0);
+    expect_no_completion();
+    pages[0].step.value = 2; /* further than asked for */
+    expect_nothing();
+    expect_completion(2, KVT_DONE, 0);
+    stop();
+}
+
+/* STEP completes although no more copies may be submitted. */
+static void test_step_in_spite_of_full_flight(void) {
+    start(false, 1, 1000);
+    begin(0);
+    add(KVT_OP_COPY, 1, 0, 250);
+    add(KVT_OP_STEP, 2, 0, 0)->step_wait = 1;
+    submit();
+    expect_copy(1);
+    pages[0].step.value = 1;
+    expect_nothing();
+    expect_completion(2, KVT_DONE, 0);
+    stop();
+}
+
+static void test_dependencies(void) {
+    start(false, 8, 1000);
+    begin(0);
+    add(KVT_OP_WRITEBACK, 1, 0, 10)->generation = 1;
+    struct kvt_op *fill = add_fill(2, 1, 10, 5);
+    dep(fill, 1);
+    submit();
+    expect_nothing();
+    pages[0].done[0].value = 1;
+    uint32_t tag = expect_copy(1);
+    expect_nothing(); /* submitted is not complete */
+    kvt_issuer_copied(issuer, tag, true);
+    expect_copy(2);
+    stop();
+}
+
+/* A dependency that failed or was cancelled is complete; one not submitted yet is not. */
+static void test_dependency_on_what_did_not_happen(void) {
+    start(false, 8, 1000);
+    begin(0);
+    add(KVT_OP_COPY, 1, 0, 10);
+    add(KVT_OP_WRITEBACK, 2, 0, 10)->generation = 99;
+    struct kvt_op *fill = add_fill(3, 1, 10, 5);
+    dep(fill, 1);
+    dep(fill, 2);
+    submit();
+    kvt_issuer_copied(issuer, expect_copy(1), false);
+    expect_completion(1, KVT_FAILED, 0);
+    expect_nothing();
+    kvt_issuer_cancel(issuer, 0, 4);
+    expect_nothing();
+    kvt_issuer_cancel(issuer, 0, 3); /* cancels the fill, not the write-back */
+    expect_completion(3, KVT_CANCELLED, 0);
+    begin(0);
+    fill = add_fill(10, 1, 10, 5);
+    dep(fill, 2);
+    fill = add_fill(11, 2, 10, 5);
+    dep(fill, 20);
+    submit();
+    expect_nothing();
+    kvt_issuer_cancel(issuer, 0, 11);
+    expect_completion(11, KVT_CANCELLED, 0);
+    expect_nothing();
+    pages[0].done[0].value = 99;
+    kvt_issuer_copied(issuer, expect_copy(2), true);
+    expect_copy(10);
+    stop();
+}
+
+static void test_closed_holds_back_none_but_its_slot(void) {
+    start(false, 8, 1000);
+    begin(0);
+    add_fill(1, 0, 10, 5)->done_wait = 4;
+    add_fill(2, 0, 10, 6); /* open, but behind 1 in its slot */
+    add_fill(3, 1, 10, 5);
+    add(KVT_OP_COPY, 4, 0, 10);
+    submit();
+    expect_copy(3);
+    expect_copy(4);
+    expect_nothing();
+    pages[0].done[0].value = 4;
+    expect_copy(1);
+    expect_copy(2);
+    stop();
+}
+
+static void test_smallest_id_first(void) {
+    start(false, 8, 1000);
+    begin(0);
+    add_fill(1, 9, 10, 1);
+    add_fill(2, 3, 10, 1);
+    add(KVT_OP_COPY, 3, 0, 10);
+    add_fill(4, 0, 10, 1);
+    submit();
+    expect_copy(1);
+    expect_copy(2);
+    expect_copy(3);
+    expect_copy(4);
+    stop();
+}
+
+static void test_cuts_and_flight(void) {
+    start(false, 2, 1000);
+    begin(0);
+    add_fill(1, 0, 250, 1);
+    submit();
+    uint32_t first = expect_copy(1);
+    CU_ASSERT_EQUAL(issue.copy.bytes, 100);
+    CU_ASSERT_EQUAL(issue.copy.source.offset, 100000);
+    CU_ASSERT_EQUAL(issue.copy.target.offset, 1000);
+    uint32_t second = expect_copy(1);
+    CU_ASSERT_EQUAL(issue.copy.source.offset, 100100);
+    CU_ASSERT_EQUAL(issue.copy.target.offset, 1100);
+    CU_ASSERT_NOT_EQUAL(first, second);
+    expect_nothing(); /* two in flight */
+    kvt_issuer_copied(issuer, second, true);
+    uint32_t third = expect_copy(1);
+    CU_ASSERT_EQUAL(issue.copy.bytes, 50);
+    CU_ASSERT_EQUAL(issue.copy.source.offset, 100200);
+    kvt_issuer_copied(issuer, third, true);
+    expect_nothing();
+    kvt_issuer_copied(issuer, first, true);
+    expect_post(0, 0, 1);
+    expect_completion(1, KVT_DONE, 250);
+    stop();
+}
+
+static void test_classes(void) {
+    start(false, 8, 1000);
+    begin(0);
+    add(KVT_OP_COPY, 1, 0, 10)->traffic = KVT_CLASS_BACKGROUND;
+    add_fill(2, 0, 10, 1)->traffic = KVT_CLASS_PREFILL;
+    add_fill(3, 1, 10, 1);
+    submit();
+    begin(1);
+    add_fill(7, 0, 10, 1)->traffic = KVT_CLASS_PREFILL;
+    submit();
+    expect_copy(3);
+    expect_copy(7); /* the turn of session 0 has not begun */
+    expect_copy(2);
+    expect_copy(1);
+    stop();
+}
+
+/* One session asks in large copies, two in small ones: each gets a third of the bytes. */
+static void test_fair_by_bytes(void) {
+    start(false, 1, 150);
+    uint64_t bytes_of[SESSIONS] = {90, 10, 30, 0};
+    for (uint32_t s = 0; s < 3; s++) {
+        building = kvt_program_create(s, 5000, 5000, 0);
+        for (uint32_t n = 0; n < 5000; n++) {
+            add(KVT_OP_COPY, n + 1, 0, bytes_of[s]);
+        }
+        submit();
+    }
+    uint64_t got[SESSIONS] = {0};
+    uint64_t total = 0;
+    while (total < 60000) {
+        CU_ASSERT_TRUE_FATAL(kvt_issuer_next(issuer, &issue));
+        got[issue.session] += issue.copy.bytes;
+        total += issue.copy.bytes;
+        kvt_issuer_copied(issuer, issue.tag, true);
+    }
+    for (uint32_t s = 0; s < 3; s++) {
+        CU_ASSERT_TRUE(got[s] > 20000 - 300);
+        CU_ASSERT_TRUE(got[s] < 20000 + 300);
+    }
+    stop();
+}
+
+/* A quantum smaller than a cut: turns add up, alone and among others. */
+static void test_small_quantum(void) {
+    start(false, 8, 7);
+    for (uint32_t s = 0; s < 2; s++) {
+        begin(s);
+        add(KVT_OP_COPY, 1, 0, 300);
+        submit();
+    }
+    uint32_t of[2] = {0};
+    for (int n = 0; n < 6; n++) {
+        of[expect_copy(1) < 99 ? issue.session : 0]++;
+    }
+    CU_ASSERT_EQUAL(of[0], 3);
+    CU_ASSERT_EQUAL(of[1], 3);
+    expect_nothing();
+    stop();
+}
+
+static void test_cancel_carries_on_what_was_begun(void) {
+    start(false, 1, 1000);
+    begin(0);
+    add_fill(1, 0, 150, 1);
+    add_fill(2, 0, 10, 2);
+    add_fill(3, 1, 10, 1);
+    add(KVT_OP_STEP, 4, 0, 0)->step_wait = 1;
+    submit();
+    uint32_t tag = expect_copy(1);
+    kvt_issuer_cancel(issuer, 0, 1);
+    expect_completion(2, KVT_CANCELLED, 0);
+    expect_completion(3, KVT_CANCELLED, 0);
+    expect_completion(4, KVT_CANCELLED, 0);
+    kvt_issuer_copied(issuer, tag, true);
+    kvt_issuer_copied(issuer, expect_copy(1), true);
+    expect_post(0, 0, 1);
+    expect_completion(1, KVT_DONE, 150);
+    expect_nothing();
+    expect_no_completion();
+    stop();
+}
+
+static void test_failed_fill_does_not_post(void) {
+    for (int behind = 0; behind < 2; behind++) {
+        start(behind != 0, 2, 1000);
+        begin(0);
+        add_fill(1, 0, 350, 1);
+        add_fill(2, 0, 10, 2);
+        submit();
+        uint32_t first = expect_copy(1);
+        uint32_t second = expect_copy(1);
+        kvt_issuer_copied(issuer, first, false);
+        expect_no_completion(); /* one is still in flight */
+        kvt_issuer_copied(issuer, expect_copy(2), true);
+        expect_post(0, 0, 2);
+        kvt_issuer_copied(issuer, second, true);
+        expect_completion(2, KVT_DONE, 10);
+        expect_completion(1, KVT_FAILED, 100);
+        expect_nothing();
+        stop();
+    }
+}
+
+/* The failure comes between the last copy's submission and the post. */
+static void test_post_is_taken_back(void) {
+    start(true, 2, 1000);
+    begin(0);
+    add_fill(1, 0, 50, 1);
+    submit();
+    kvt_issuer_copied(issuer, expect_copy(1), false);
+    expect_nothing();
+    expect_completion(1, KVT_FAILED, 0);
+    stop();
+}
+
+static void test_close_and_drain(void) {
+    start(false, 2, 1000);
+    begin(0);
+    add_fill(1, 0, 50, 1);
+    add_fill(2, 1, 300, 1);
+    add_fill(3, 2, 10, 1);
+    submit();
+    uint32_t first = expect_copy(1);
+    uint32_t second = expect_copy(2);
+    begin(1);
+    add_fill(1, 0, 50, 1);
+    submit();
+    kvt_issuer_session_close(issuer, 0);
+    uint32_t session = 99;
+    expect_completion(3, KVT_CANCELLED, 0);
+    CU_ASSERT_FALSE(kvt_issuer_session_drained(issuer, &session));
+    kvt_issuer_copied(issuer, second, true);
+    expect_completion(2, KVT_FAILED, 100);
+    uint32_t other = expect_copy(1); /* of session 1, which goes on */
+    CU_ASSERT_EQUAL(issue.session, 1);
+    kvt_issuer_copied(issuer, first, true);
+    CU_ASSERT_FALSE(kvt_issuer_session_drained(issuer, &session)); /* not collected yet */
+    expect_completion(1, KVT_FAILED, 50);                          /* it would have had to post */
+    CU_ASSERT_TRUE(kvt_issuer_session_drained(issuer, &session));
+    CU_ASSERT_EQUAL(session, 0);
+    CU_ASSERT_FALSE(kvt_issuer_session_drained(issuer, &session));
+    kvt_issuer_copied(issuer, other, true);
+    expect_post(1, 0, 1);
+    kvt_issuer_session_open(issuer, 0, &pages[0]); /* the index is free again, ids start anew */
+    begin(0);
+    add_fill(1, 0, 50, 1);
+    submit();
+    expect_completion(1, KVT_DONE, 50);
+    expect_copy(1);
+    CU_ASSERT_EQUAL(issue.session, 0);
+    stop();
+}
+
+/* What a session could have submitted is forgotten with it. */
+static void test_close_forgets_candidates(void) {
+    start(false, 1, 7);
+    for (uint32_t s = 0; s < SESSIONS; s++) {
+        begin(s);
+        add(KVT_OP_COPY, 1, 0, s == 1 ? 7 : 20);
+        submit();
+    }
+    uint32_t tag = expect_copy(1);
+    CU_ASSERT_EQUAL(issue.session, 1);
+    uint32_t session = 99;
+    kvt_issuer_session_close(issuer, 0);
+    expect_completion(1, KVT_CANCELLED, 0);
+    CU_ASSERT_TRUE(kvt_issuer_session_drained(issuer, &session));
+    for (uint32_t n = 0; n < 2; n++) {
+        kvt_issuer_copied(issuer, tag, true);
+        tag = expect_copy(1);
+        CU_ASSERT(issue.session >= 2);
+    }
+    kvt_issuer_copied(issuer, tag, true);
+    expect_nothing();
+    stop();
+}
+
+static void test_streams(void) {
+    start(false, 8, 1000);
+    begin(0);
+    for (uint32_t n = 0; n < 4; n++) {
+        add(KVT_OP_COPY, n + 1, 0, 10);
+        building->copies[n].source.tier = n & 1 ? KVT_TIER_GPU : KVT_TIER_HOST;
+        building->copies[n].target.tier = n & 2 ? KVT_TIER_GPU : KVT_TIER_HOST;
+    }
+    submit();
+    for (uint32_t n = 0; n < 4; n++) {
+        expect_copy(n + 1);
+        CU_ASSERT_EQUAL(issue.stream, n == 1); /* gpu to host */
+    }
+    stop();
+}
+
+static void test_close_drops_posts(void) {
+    start(true, 4, 1000);
+    for (uint32_t s = 0; s < 2; s++) {
+        begin(s);
+        add_fill(1, 0, 0, 1);
+        add_fill(2, 1, 0, 1);
+        submit();
+    }
+    expect_post(0, 0, 1);
+    kvt_issuer_session_close(issuer, 0);
+    expect_post(1, 0, 1);
+    expect_post(1, 1, 1);
+    expect_nothing();
+    expect_completion(1, KVT_DONE, 0);
+    expect_completion(2, KVT_FAILED, 0);
+    stop();
+}
+
+/* Ids with gaps, thousands outstanding, completed out of order. */
+static void test_many_outstanding(void) {
+    start(false, 8, 1000);
+    enum { OPS = 5000 };
+    building = kvt_program_create(0, OPS + 1, OPS, OPS);
+    for (uint32_t n = 0; n < OPS; n++) {
+        uint16_t slot = (uint16_t)(n % KVT_SLOTS_MAX);
+        add(KVT_OP_WRITEBACK, 7 + 3 * (uint64_t)n, slot, 0)->generation = n + 1;
+    }
+    struct kvt_op *last = add(KVT_OP_STEP, 100000, 0, 0);
+    for (uint32_t n = 0; n < OPS; n++) {
+        dep(last, 7 + 3 * (uint64_t)(OPS - 1 - n));
+    }
+    submit();
+    uint32_t completed = 0;
+    struct kvt_completion c;
+    for (uint32_t n = 0; n < OPS; n++) {
+        pages[0].done[n % KVT_SLOTS_MAX].value = n + 1;
+        expect_nothing();
+        while (kvt_issuer_completion(issuer, &c)) {
+            completed++;
+        }
+    }
+    CU_ASSERT_EQUAL(completed, OPS + 1);
+    CU_ASSERT_EQUAL(c.op, 100000);
+    stop();
+}
+
+static void test_watched(void) {
+    start(false, 8, 1000);
+    begin(2);
+    add(KVT_OP_WRITEBACK, 1, 5, 10)->generation = 1;
+    dep(add_fill(2, 6, 10, 5), 1);
+    building->ops[1].done_wait = 4; /* behind a dependency: not what opens it next */
+    add(KVT_OP_STEP, 3, 0, 0)->step_wait = 1;
+    submit();
+    const struct kvt_counter *watched[8];
+    CU_ASSERT_EQUAL_FATAL(kvt_issuer_watched(issuer, watched, 8), 2);
+    CU_ASSERT_PTR_EQUAL(watched[0], &pages[2].done[5]);
+    CU_ASSERT_PTR_EQUAL(watched[1], &pages[2].step);
+    CU_ASSERT_EQUAL(kvt_issuer_watched(issuer, watched, 1), 1);
+    pages[2].done[5].value = 1;
+    CU_ASSERT_EQUAL_FATAL(kvt_issuer_watched(issuer, watched, 8), 1);
+    kvt_issuer_copied(issuer, expect_copy(1), true);
+    CU_ASSERT_EQUAL_FATAL(kvt_issuer_watched(issuer, watched, 8), 2);
+    CU_ASSERT_PTR_EQUAL(watched[0], &pages[2].done[6]);
+    stop();
+}
+
+/* Freed with operations queued, in flight, due to post and uncollected: nothing leaks (ASan). */
+static void test_free_at_any_time(void) {
+    start(true, 8, 1000);
+    begin(0);
+    add_fill(1, 0, 0, 1);
+    add_fill(2, 1, 250, 1);
+    add_fill(3, 2, 10, 1)->done_wait = 5;
+    submit();
+    begin(1);
+    add_fill(1, 0, 50, 1);
+    submit();
+    CU_ASSERT_TRUE(kvt_issuer_next(issuer, &issue));
+    CU_ASSERT_TRUE(kvt_issuer_next(issuer, &issue));
+    kvt_issuer_session_close(issuer, 1);
+    stop();
+}
+
+#ifdef KVT_MUTANTS
+static void test_rules_left_out(void) {
+    start(false, 8, 1000);
+    kvt_issuer_break_rules(issuer, 1u << KVT_BREAK_FILL_IGNORES_DONE |
+                                       1u << KVT_BREAK_POST_BEFORE_COPY |
+                                       1u << KVT_BREAK_WRITEBACK_IGNORES_DONE |
+                                       1u << KVT_BREAK_COMMIT_IGNORES_STEP);
+    begin(0);
+    add_fill(1, 0, 150, 8)->done_wait = 7;
+    add(KVT_OP_WRITEBACK, 2, 1, 10)->generation = 3;
+    add(KVT_OP_STEP, 3, 0, 0)->step_wait = 1;
+    submit();
+    expect_post(0, 0, 8);
+    expect_completion(3, KVT_DONE, 0);
+    uint32_t first = expect_copy(1);
+    kvt_issuer_copied(issuer, expect_copy(1), true);
+    kvt_issuer_copied(issuer, first, true);
+    expect_completion(1, KVT_DONE, 150);
+    expect_copy(2);
+    stop();
+}
+#endif
+
+int main(void) {
+    static const CU_TestInfo tests[] = {
+        {"a fill posts when it is copied", test_fill_posts_when_copied},
+        {"a fill posts behind its last copy", test_fill_posts_behind},
+        {"an empty fill only posts", test_empty_fill_only_posts},
+        {"a fill waits for done exactly", test_fill_waits_for_done_exactly},
+        {"a write-back waits for its generation", test_writeback_waits_for_its_generation},
+        {"steps compare cyclically", test_step_is_cyclic},
+        {"a step needs no room in flight", test_step_in_spite_of_full_flight},
+        {"dependencies", test_dependencies},
+        {"dependencies that failed", test_dependency_on_what_did_not_happen},
+        {"a closed one holds back its slot only", test_closed_holds_back_none_but_its_slot},
+        {"smallest id first", test_smallest_id_first},
+        {"cuts and flight", test_cuts_and_flight},
+        {"classes", test_classes},
+        {"fair by bytes", test_fair_by_bytes},
+        {"a quantum smaller than a cut", test_small_quantum},
+        {"cancel carries on what was begun", test_cancel_carries_on_what_was_begun},
+        {"a failed fill does not post", test_failed_fill_does_not_post},
+        {"a post is taken back", test_post_is_taken_back},
+        {"close and drain", test_close_and_drain},
+        {"close forgets candidates", test_close_forgets_candidates},
+        {"streams", test_streams},
+        {"close drops posts", test_close_drops_posts},
+        {"many outstanding", test_many_outstanding},
+        {"watched counters", test_watched},
+        {"free at any time", test_free_at_any_time},
+#ifdef KVT_MUTANTS
+        {"rules left out", test_rules_left_out},
+#endif
+        CU_TEST_INFO_NULL,
+    };
+    CU_SuiteInfo suites[] = {
+        {"issuer", NULL, NULL, NULL, NULL, (CU_TestInfo *)tests},
+        CU_SUITE_INFO_NULL,
+    };
+    if (CU_initialize_registry() != CUE_SUCCESS || CU_register_suites(suites) != CUE_SUCCESS) {
+        return 1;
+    }
+    CU_basic_set_mode(CU_BRM_VERBOSE);
+    CU_basic_run_tests();
+    unsigned failures = CU_get_number_of_failures();
+    CU_cleanup_registry();
+    return failures == 0 ? 0 : 1;
+}
