@@ -56,6 +56,36 @@ extern "C" {
 struct kvt_client;
 struct kvt_step;
 
+/* Error codes; functions return them negative. The same list as the protocol's (proto/errors.h,
+ * which leaves its own out if this one is there); numbers never change meaning. */
+#ifndef KVT_ERROR_CODES
+#define KVT_ERROR_CODES
+enum kvt_error {
+    KVT_OK = 0,
+    KVT_EINVAL = 1,     /* an argument is outside its accepted range */
+    KVT_ENOMEM = 2,     /* out of ordinary process memory */
+    KVT_EBUSY = 3,      /* a bounded queue or table is full; finish or close something */
+    KVT_EQUOTA = 4,     /* a memory budget is exhausted */
+    KVT_ENOENT = 5,     /* no such object */
+    KVT_EPROTO = 6,     /* a message is malformed or out of order */
+    KVT_EVERSION = 7,   /* protocol versions do not match */
+    KVT_EPERM = 8,      /* not permitted for this user */
+    KVT_EGONE = 9,      /* the daemon is gone; attach again */
+    KVT_EABORTED = 10,  /* the step was aborted */
+    KVT_EFAILED = 11,   /* the step failed and was not committed */
+    KVT_ETIMEDOUT = 12, /* the deadline passed */
+    KVT_EIO = 13,       /* an input/output error */
+    KVT_ETOOBIG = 14,   /* larger than the protocol's limit */
+    KVT_ENOTSUP = 15,   /* not supported by this build or device */
+    KVT_ESTATE = 16,    /* not allowed in the current state */
+    KVT_EEXIST = 17,    /* already exists */
+    KVT_EEVICTED = 18,  /* the cache was evicted by an administrator */
+    KVT_EDEVICE = 19,   /* the device reported an error */
+    KVT_ECONFIG = 20,   /* the configuration is not usable */
+    KVT_ESYS = 21,      /* a system call failed */
+};
+#endif
+
 /* Same numbers as on the wire. */
 enum { KVT_SEGMENT = 1, KVT_DENSE = 2 };                           /* worker */
 enum { KVT_DTYPE_F32 = 1, KVT_DTYPE_F16 = 2, KVT_DTYPE_BF16 = 3 }; /* dtype */
@@ -68,6 +98,7 @@ struct kvt_attach_options {
     const char *name;        /* shown to people; NULL: the program's name */
     const uint8_t *device;   /* 16 bytes, UUID of the device; NULL: the daemon's first */
     int timeout_ms;          /* wait so long for the daemon to answer; 0: 5,000 */
+    int request_timeout_ms;  /* a request unanswered for so long: -KVT_EGONE; 0: 30,000 */
 };
 
 /* Attaches. On failure *out is still written with an object that only kvt_error_message and
@@ -137,9 +168,9 @@ struct kvt_piece {
     uint32_t last_reader; /* kvt_piece_done is due behind that layer's attention */
     uint32_t streamed;    /* 0: resident */
     uint32_t last;        /* 1: the layer's last piece */
-    uint32_t slot;        /* streamed: index, value to wait for and to post; for those that */
-    uint64_t ready;       /* order on streams of their own instead of kvt_piece_wait/done */
-    uint64_t done;
+    uint32_t slot;        /* streamed: index in the control page */
+    uint64_t ready;       /* streamed: value that kvt_piece_wait waits for */
+    uint64_t done;        /* streamed: value that kvt_piece_done posts */
     uint32_t run_count;
     const struct kvt_run *runs;
     /* Dense workers: planes [row][token][kv_head][head_dim] of all rows of the step */
@@ -160,17 +191,25 @@ KVTIER_API int kvt_step_begin(struct kvt_client *c, uint32_t cache, const struct
 KVTIER_API uint32_t kvt_step_left(const struct kvt_step *s);
 /* Tokens of `row` before the current step. */
 KVTIER_API uint32_t kvt_step_length(const struct kvt_step *s, uint32_t row);
-/* 1: *p is the next piece of the current step; 0: there is none; negative: error. */
+/* 1: *p is the next piece of the current step; 0: there is none; negative: error. Pieces stay valid
+ * until the step is ended or aborted. A layer whose K and V later layers read too is listed again
+ * for them to segment workers (reader differs from layer), and only once to dense workers. */
 KVTIER_API int kvt_step_piece(struct kvt_step *s, const struct kvt_piece **p) KVTIER_CHECK;
-/* Waits (CPU) until the piece's bytes are there. -KVT_EFAILED: the step failed; abort it.
- * -KVT_EGONE: the daemon is gone. Resident pieces return at once. */
+/* Waits (CPU) until the piece's bytes are there; call it for every piece, also for resident ones,
+ * which may need a copy on the device first. -KVT_EFAILED: the step failed; abort it.
+ * -KVT_EGONE: the daemon is gone; abort it too. */
 KVTIER_API int kvt_piece_wait(struct kvt_step *s, const struct kvt_piece *p) KVTIER_CHECK;
-/* The caller is done with the piece: its memory may change at once. Due for every streamed piece,
- * behind the attention of its last_reader; a no-op for resident ones. */
+/* The caller is done with the piece: its memory may change at once. Due for every streamed piece
+ * before the step is ended; a no-op for resident ones. Segment workers call it for each listing;
+ * the memory is given back with the last one (reader equal to last_reader). Dense workers call it
+ * behind the attention of the piece's last_reader, and may do so late (one layer, as frameworks
+ * do). */
 KVTIER_API int kvt_piece_done(struct kvt_step *s, const struct kvt_piece *p) KVTIER_CHECK;
-/* Ends the current step: everything that it did is complete. If the schedule has more steps the
- * next one becomes current, otherwise `s` is freed. 0: the results may be used, and the step will
- * be committed. -KVT_EFAILED, -KVT_EGONE: they may not; `s` is freed. */
+/* Ends the current step: everything that it did is complete. If the schedule has more steps
+ * (kvt_step_left was above 1) the next one becomes current, otherwise `s` is freed. 0: the results
+ * may be used, and the step will be committed. -KVT_ESTATE: a streamed piece is not done; nothing
+ * has changed. Any other error, -KVT_EFAILED and -KVT_EGONE among them: the results may not be
+ * used; `s` is freed. */
 KVTIER_API int kvt_step_end(struct kvt_step *s) KVTIER_CHECK;
 /* Gives up the current step and those behind it and frees `s`: the cache keeps the length that it
  * had before the current step. NULL is fine. */
@@ -179,11 +218,15 @@ KVTIER_API int kvt_step_abort(struct kvt_step *s);
 KVTIER_API int kvt_cache_settle(struct kvt_client *c, uint32_t cache, int timeout_ms) KVTIER_CHECK;
 
 /* The simple way, a layer at a time, on the same machinery: opens a step of `tokens` new tokens for
- * every row if none is open; pieces of layer 0, 1, ... in order. wait, then the layer's pieces are
- * in *pieces (borrowed until the commit). Commit posts done; that of the last layer ends the step. */
+ * every row if none is open; layers 0, 1, ... in order. Waits; then the layer's pieces are in
+ * *pieces, borrowed until the step has ended. Commit posts done of the pieces that no later layer
+ * reads; that of the last layer ends the step. After an error the step is given up.
+ * -KVT_ENOTSUP: the layer's pieces do not fit in the slots at once: use kvt_step_piece. */
 KVTIER_API int kvt_acquire(struct kvt_client *c, uint32_t cache, uint32_t layer, uint32_t tokens,
                            const struct kvt_piece *const **pieces, uint32_t *count) KVTIER_CHECK;
 KVTIER_API int kvt_commit(struct kvt_client *c, uint32_t cache, uint32_t layer) KVTIER_CHECK;
+/* Gives up the step that kvt_acquire opened. Without one: 0. */
+KVTIER_API int kvt_acquire_abort(struct kvt_client *c, uint32_t cache);
 
 /* ---- rows: edits of tables, no copies ----------------------------------------------------------- */
 
@@ -218,7 +261,7 @@ struct kvt_cache_stat {
     uint64_t steps_committed;
     uint64_t need_to_device_bytes;   /* minimum for the last committed step */
     uint64_t need_from_device_bytes; /* minimum for the last committed step */
-    char layers[1024];               /* 'R' resident, 'S' streamed, 'I' idle; NUL behind the last */
+    char layers[1025];               /* 'R' resident, 'S' streamed, 'I' idle; NUL behind the last */
 };
 KVTIER_API int kvt_cache_stat(struct kvt_client *c, uint32_t cache,
                               struct kvt_cache_stat *out) KVTIER_CHECK;

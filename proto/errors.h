@@ -34,18 +34,24 @@ extern "C" {
     X(ECONFIG, 20, "the configuration is not usable")                                        \
     X(ESYS, 21, "a system call failed")
 
+/* client/kvtier.h, which stands alone, spells the same list out. */
+#ifndef KVT_ERROR_CODES
+#define KVT_ERROR_CODES
 enum kvt_error {
     KVT_OK = 0,
 #define KVT_ERROR_ENUM(name, number, text) KVT_##name = number,
     KVT_ERRORS(KVT_ERROR_ENUM)
 #undef KVT_ERROR_ENUM
 };
+#endif
+
+/* Both are part of libkvtier's public interface, hence the visibility. */
 
 /* The text for a code of either sign; "unknown error" for others. Never NULL. Any thread. */
-const char *kvt_error_text(int code);
+__attribute__((visibility("default"))) const char *kvt_error_text(int code);
 
 /* The name ("KVT_EQUOTA") for a code of either sign; "KVT_OK" for 0. Never NULL. Any thread. */
-const char *kvt_error_name(int code);
+__attribute__((visibility("default"))) const char *kvt_error_name(int code);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,255 @@
+#include "client/lib/extents.h"
+
+#include "proto/attach.h"
+#include "proto/errors.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define INDEX_SIZE_FIRST 64 /* a power of two; kept at least twice the entries */
+
+/* ---- the index: open addressing, rebuilt when entries go ---------------------------------------- */
+
+static uint32_t slot_of(const struct kvt_client_extents *t, uint32_t id) {
+    return (id * UINT32_C(2654435761)) & (t->index_size - 1);
+}
+
+static struct kvt_client_extent *find(struct kvt_client_extents *t, uint32_t id) {
+    for (uint32_t i = slot_of(t, id); t->index[i] != 0; i = (i + 1) & (t->index_size - 1)) {
+        struct kvt_client_extent *e = &t->entries[t->index[i] - 1];
+        if (e->id == id) {
+            return e;
+        }
+    }
+    return NULL;
+}
+
+static void index_insert(struct kvt_client_extents *t, uint32_t entry) {
+    uint32_t i = slot_of(t, t->entries[entry].id);
+    while (t->index[i] != 0) {
+        i = (i + 1) & (t->index_size - 1);
+    }
+    t->index[i] = entry + 1;
+}
+
+static void index_rebuild(struct kvt_client_extents *t) {
+    memset(t->index, 0, t->index_size * sizeof *t->index);
+    for (uint32_t i = 0; i < t->count; i++) {
+        index_insert(t, i);
+    }
+}
+
+static int grow(struct kvt_client_extents *t) {
+    uint32_t capacity = t->capacity == 0 ? INDEX_SIZE_FIRST / 2 : 2 * t->capacity;
+    struct kvt_client_extent *entries = realloc(t->entries, capacity * sizeof *entries);
+    if (entries == NULL) {
+        return -KVT_ENOMEM;
+    }
+    t->entries = entries;
+    uint32_t *pins = realloc(t->pins, capacity * sizeof *pins);
+    if (pins == NULL) {
+        return -KVT_ENOMEM;
+    }
+    t->pins = pins;
+    uint32_t *index = calloc(2 * (size_t)capacity, sizeof *index);
+    if (index == NULL) {
+        return -KVT_ENOMEM;
+    }
+    free(t->index);
+    t->index = index;
+    t->index_size = 2 * capacity;
+    t->capacity = capacity;
+    index_rebuild(t);
+    return 0;
+}
+
+/* ---- life ------------------------------------------------------------------------------------- */
+
+int kvt_client_extents_init(struct kvt_client_extents *t, const struct kvt_client_device_ops *ops) {
+    memset(t, 0, sizeof *t);
+    t->ops = ops;
+    pthread_condattr_t attr;
+    (void)pthread_condattr_init(&attr);
+    (void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    (void)pthread_mutex_init(&t->lock, NULL);
+    (void)pthread_cond_init(&t->added, &attr);
+    (void)pthread_condattr_destroy(&attr);
+    return grow(t);
+}
+
+/* Unmaps and forgets; the last entry takes its place. Lock held. */
+static void forget(struct kvt_client_extents *t, struct kvt_client_extent *e) {
+    if (e->address != NULL) {
+        t->ops->unmap(e->address, e->import.bytes);
+    }
+    if (e->import.fd >= 0) {
+        (void)close(e->import.fd);
+    }
+    *e = t->entries[--t->count];
+    index_rebuild(t);
+}
+
+bool kvt_client_extents_take(struct kvt_client_extents *t, uint32_t *id) {
+    (void)pthread_mutex_lock(&t->lock);
+    bool found = t->count > 0;
+    if (found) {
+        *id = t->entries[t->count - 1].id;
+        forget(t, &t->entries[t->count - 1]);
+    }
+    (void)pthread_mutex_unlock(&t->lock);
+    return found;
+}
+
+void kvt_client_extents_free(struct kvt_client_extents *t) {
+    uint32_t id;
+    if (t->ops == NULL) {
+        return; /* never initialised */
+    }
+    while (t->index != NULL && kvt_client_extents_take(t, &id)) {}
+    (void)pthread_cond_destroy(&t->added);
+    (void)pthread_mutex_destroy(&t->lock);
+    free(t->entries);
+    free(t->index);
+    free(t->pins);
+    memset(t, 0, sizeof *t);
+}
+
+void kvt_client_extents_close(struct kvt_client_extents *t) {
+    (void)pthread_mutex_lock(&t->lock);
+    t->closed = true;
+    (void)pthread_cond_broadcast(&t->added);
+    (void)pthread_mutex_unlock(&t->lock);
+}
+
+/* ---- the library's thread --------------------------------------------------------------------- */
+
+static int add(struct kvt_client_extents *t, uint32_t id, const struct kvt_client_import *import) {
+    if (find(t, id) != NULL) {
+        return -KVT_EEXIST;
+    }
+    if (t->count == KVT_EXTENTS_MAX) {
+        return -KVT_EBUSY;
+    }
+    if (t->count == t->capacity) {
+        int rc = grow(t);
+        if (rc != 0) {
+            return rc;
+        }
+    }
+    t->entries[t->count] = (struct kvt_client_extent){.id = id, .import = *import};
+    index_insert(t, t->count);
+    t->count++;
+    (void)pthread_cond_broadcast(&t->added);
+    return 0;
+}
+
+int kvt_client_extents_add(struct kvt_client_extents *t, uint32_t id,
+                           const struct kvt_client_import *import) {
+    (void)pthread_mutex_lock(&t->lock);
+    int rc = add(t, id, import);
+    (void)pthread_mutex_unlock(&t->lock);
+    if (rc != 0 && import->fd >= 0) {
+        (void)close(import->fd);
+    }
+    return rc;
+}
+
+bool kvt_client_extents_reclaim(struct kvt_client_extents *t, uint32_t id) {
+    (void)pthread_mutex_lock(&t->lock);
+    struct kvt_client_extent *e = find(t, id);
+    bool free_now = e == NULL || !e->pinned;
+    if (e != NULL && e->pinned) {
+        e->reclaim = true;
+    } else if (e != NULL) {
+        forget(t, e);
+    }
+    (void)pthread_mutex_unlock(&t->lock);
+    return free_now;
+}
+
+bool kvt_client_extents_reclaimable(struct kvt_client_extents *t, uint32_t *id) {
+    bool found = false;
+    (void)pthread_mutex_lock(&t->lock);
+    for (uint32_t i = 0; i < t->count && !found; i++) {
+        if (t->entries[i].reclaim && !t->entries[i].pinned) {
+            *id = t->entries[i].id;
+            forget(t, &t->entries[i]);
+            found = true;
+        }
+    }
+    (void)pthread_mutex_unlock(&t->lock);
+    return found;
+}
+
+/* ---- the client's user ------------------------------------------------------------------------ */
+
+/* The reply that names an extent may overtake the packet that brings it: they come by two sockets.
+ * Lock held. */
+static struct kvt_client_extent *await(struct kvt_client_extents *t, uint32_t id, int timeout_ms) {
+    struct kvt_client_extent *e = find(t, id);
+    if (e != NULL) {
+        return e;
+    }
+    struct timespec deadline;
+    (void)clock_gettime(CLOCK_MONOTONIC, &deadline);
+    deadline.tv_sec += timeout_ms / 1000;
+    deadline.tv_nsec += (timeout_ms % 1000) * 1000000L;
+    if (deadline.tv_nsec >= 1000000000L) {
+        deadline.tv_sec++;
+        deadline.tv_nsec -= 1000000000L;
+    }
+    while (e == NULL && !t->closed &&
+           pthread_cond_timedwait(&t->added, &t->lock, &deadline) != ETIMEDOUT) {
+        e = find(t, id);
+    }
+    return e;
+}
+
+static int pin(struct kvt_client_extents *t, struct kvt_client_extent *e) {
+    if (e->address == NULL) {
+        int rc = t->ops->map(&e->import, &e->address);
+        if (rc != 0) {
+            return rc;
+        }
+        if (e->import.fd >= 0) {
+            (void)close(e->import.fd);
+            e->import.fd = -1;
+        }
+    }
+    if (!e->pinned) {
+        e->pinned = true;
+        t->pins[t->pin_count++] = e->id;
+    }
+    return 0;
+}
+
+int kvt_client_extents_pin(struct kvt_client_extents *t, uint32_t id, int timeout_ms,
+                           void **address, uint64_t *bytes) {
+    (void)pthread_mutex_lock(&t->lock);
+    struct kvt_client_extent *e = await(t, id, timeout_ms);
+    int rc = e == NULL ? (t->closed ? -KVT_EGONE : -KVT_ENOENT) : pin(t, e);
+    if (rc == 0) {
+        *address = e->address;
+        *bytes = e->import.bytes;
+    }
+    (void)pthread_mutex_unlock(&t->lock);
+    return rc;
+}
+
+bool kvt_client_extents_unpin(struct kvt_client_extents *t) {
+    bool wanted = false;
+    (void)pthread_mutex_lock(&t->lock);
+    for (uint32_t i = 0; i < t->pin_count; i++) {
+        struct kvt_client_extent *e = find(t, t->pins[i]);
+        if (e != NULL) {
+            e->pinned = false;
+            wanted |= e->reclaim;
+        }
+    }
+    t->pin_count = 0;
+    (void)pthread_mutex_unlock(&t->lock);
+    return wanted;
+}

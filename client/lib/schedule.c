@@ -1,0 +1,333 @@
+/* A schedule's life: asked for, walked step by step (step.c), ended or aborted. */
+#include "client/lib/client.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define ABORT_LOOK_MS 1
+
+static void post_step(struct kvt_step *s, uint64_t step) {
+    s->client->device->post(&s->client->page->step, step);
+}
+
+/* Nothing of the current step is used any more. */
+static void unpin(struct kvt_client *c) {
+    if (kvt_client_extents_unpin(&c->extents)) {
+        kvt_client_thread_wake(c);
+    }
+}
+
+static void close_schedule(struct kvt_step *s) {
+    struct kvt_client *c = s->client;
+    unpin(c);
+    s->acquire.used = false;
+    s->acquire.held = false;
+    s->client = NULL;
+}
+
+/* ---- begin ------------------------------------------------------------------------------------ */
+
+static int check_begin(struct kvt_client *c, const struct kvt_client_step_options *o) {
+    if (c->step.client != NULL) {
+        return kvt_client_fail(c, -KVT_ESTATE,
+                               "STEP: cache %u has an open step; end or abort it first",
+                               c->step.cache->id);
+    }
+    if (o->steps < 1) {
+        return kvt_client_fail(c, -KVT_EINVAL, "STEP: steps is 0; accepted is 1 or more");
+    }
+    if (o->rows != NULL && (o->row_count < 1 || o->row_count > KVT_ROWS_MAX)) {
+        return kvt_client_fail(c, -KVT_EINVAL, "STEP: %u rows; accepted is 1 to %d", o->row_count,
+                               KVT_ROWS_MAX);
+    }
+    return 0;
+}
+
+/* Both arrays have `rows` entries afterwards. */
+static int resize_rows(struct kvt_step *s, uint32_t rows) {
+    uint32_t *lengths = realloc(s->lengths, rows * sizeof *lengths);
+    if (lengths == NULL) {
+        return -KVT_ENOMEM;
+    }
+    s->lengths = lengths;
+    uint32_t *appends = realloc(s->appends, rows * sizeof *appends);
+    if (appends == NULL) {
+        return -KVT_ENOMEM;
+    }
+    s->appends = appends;
+    s->row_count = rows;
+    return 0;
+}
+
+static int adopt_rows(struct kvt_step *s, const struct kvt_client_step_options *o,
+                      const Kvt__Schedule *m) {
+    struct kvt_client *c = s->client;
+    if (m->n_lengths < 1 || m->n_lengths > KVT_ROWS_MAX) {
+        return kvt_client_fail(c, -KVT_EPROTO, "STEP: the reply has lengths of %zu rows",
+                               m->n_lengths);
+    }
+    if (resize_rows(s, (uint32_t)m->n_lengths) != 0) {
+        return kvt_client_fail(c, -KVT_ENOMEM, "STEP: out of memory");
+    }
+    memcpy(s->lengths, m->lengths, s->row_count * sizeof *s->lengths);
+    for (uint32_t i = 0; i < s->row_count; i++) {
+        s->appends[i] = o->rows == NULL ? o->tokens : 0;
+    }
+    for (uint32_t i = 0; o->rows != NULL && i < o->row_count; i++) {
+        if (o->rows[i].row < s->row_count) {
+            s->appends[o->rows[i].row] = o->rows[i].tokens;
+        }
+    }
+    return 0;
+}
+
+/* Looks at what the ring holds, and does the moves that come before everything. */
+static int adopt(struct kvt_step *s, const struct kvt_client_step_options *o,
+                 const Kvt__Schedule *m) {
+    struct kvt_client *c = s->client;
+    char text[KVT_TEXT_BYTES];
+    int rc = adopt_rows(s, o, m);
+    if (rc != 0) {
+        return rc;
+    }
+    struct kvt_schedule_shape shape = {
+        .worker = (uint32_t)c->worker,
+        .cache = s->cache->id,
+        .layer_count = s->cache->layout->layer_count,
+        .row_count = s->row_count,
+        .step_row_count = o->rows != NULL ? o->row_count : s->row_count,
+        .layers = s->cache->layout->layers,
+    };
+    rc = kvt_schedule_view_open(&s->view, &shape, c->ring, c->welcome.ring_bytes, m->ring_offset,
+                                m->ring_bytes, text);
+    if (rc == 0 && (s->view.header.first_step != m->first_step ||
+                    s->view.header.steps_count != m->steps || m->cache != s->cache->id)) {
+        return kvt_client_fail(c, -KVT_EPROTO, "STEP: cache %u: reply and schedule disagree",
+                               s->cache->id);
+    }
+    if (rc != 0) {
+        return kvt_client_fail(c, rc, "STEP: cache %u: %s", s->cache->id, text);
+    }
+    rc = kvt_client_step_start(s, 0);
+    return rc != 0 ? rc : kvt_client_step_move(s, 0, s->view.header.moves_leading);
+}
+
+static int ask(struct kvt_client *c, const struct kvt_client_step_options *o, Kvt__Reply **reply) {
+    Kvt__Request r = KVT__REQUEST__INIT;
+    Kvt__Step step = KVT__STEP__INIT;
+    Kvt__Acquire acquire = KVT__ACQUIRE__INIT;
+    Kvt__StepRow rows[KVT_ROWS_MAX];
+    Kvt__StepRow *pointers[KVT_ROWS_MAX];
+    if (o->acquire) {
+        acquire.cache = o->cache;
+        acquire.tokens = o->tokens;
+        r.body_case = KVT__REQUEST__BODY_ACQUIRE;
+        r.acquire = &acquire;
+        return kvt_client_request(c, "ACQUIRE", &r, KVT__REPLY__BODY_SCHEDULE, reply);
+    }
+    step.cache = o->cache;
+    step.tokens = o->tokens;
+    step.steps = o->steps < KVT_STEPS_AHEAD_MAX ? o->steps : KVT_STEPS_AHEAD_MAX;
+    for (uint32_t i = 0; o->rows != NULL && i < o->row_count; i++) {
+        rows[i] = (Kvt__StepRow)KVT__STEP_ROW__INIT;
+        rows[i].row = o->rows[i].row;
+        rows[i].tokens = o->rows[i].tokens;
+        pointers[i] = &rows[i];
+    }
+    step.n_rows = o->rows != NULL ? o->row_count : 0;
+    step.rows = pointers;
+    r.body_case = KVT__REQUEST__BODY_STEP;
+    r.step = &step;
+    return kvt_client_request(c, "STEP", &r, KVT__REPLY__BODY_SCHEDULE, reply);
+}
+
+int kvt_client_step_open(struct kvt_client *c, const struct kvt_client_step_options *o) {
+    Kvt__Reply *reply;
+    struct kvt_step *s = &c->step;
+    struct kvt_client_cache *cache = kvt_client_cache_find(c, o->cache);
+    if (cache == NULL) {
+        return -KVT_ENOENT;
+    }
+    int rc = check_begin(c, o);
+    if (rc == 0) {
+        rc = ask(c, o, &reply);
+    }
+    if (rc != 0) {
+        return rc;
+    }
+    const Kvt__Schedule *m = reply->schedule;
+    s->client = c;
+    s->cache = cache;
+    s->first_step = m->first_step;
+    s->steps = m->steps;
+    s->current = 0;
+    rc = m->steps >= 1 && m->steps <= KVT_STEPS_AHEAD_MAX && m->first_step >= 1
+             ? adopt(s, o, m)
+             : kvt_client_fail(c, -KVT_EPROTO, "STEP: the reply grants %u steps from number %llu",
+                               m->steps, (unsigned long long)m->first_step);
+    kvt__reply__free_unpacked(reply, NULL);
+    if (rc != 0) {
+        char message[sizeof c->message];
+        memcpy(message, c->message, sizeof message); /* the first failure is the one to tell */
+        (void)kvt_step_abort(s);
+        memcpy(c->message, message, sizeof message);
+    }
+    return rc;
+}
+
+int kvt_step_begin(struct kvt_client *c, uint32_t cache, const struct kvt_step_row *rows,
+                   uint32_t row_count, uint32_t tokens, uint32_t steps, struct kvt_step **out) {
+    struct kvt_client_step_options o = {
+        .cache = cache, .rows = rows, .row_count = row_count, .tokens = tokens, .steps = steps};
+    int rc = kvt_client_step_open(c, &o);
+    if (rc == 0) {
+        *out = &c->step;
+    }
+    return rc;
+}
+
+/* ---- end -------------------------------------------------------------------------------------- */
+
+/* The current step failed, or the daemon is gone. The daemon waits for the schedule's last step: it
+ * says that nothing of this worker touches the memory any more. */
+static int end_failed(struct kvt_step *s) {
+    int rc = kvt_client_step_check(s);
+    post_step(s, s->first_step + s->steps - 1);
+    close_schedule(s);
+    return rc;
+}
+
+/* Slots that were held for a later reader whose listing did not come. */
+static void post_held(struct kvt_step *s) {
+    for (uint32_t i = 0; i < s->taken; i++) {
+        const struct kvt_piece *p = &s->pieces[i].piece;
+        struct kvt_counter *done = &s->client->page->done[p->slot];
+        if (p->streamed != 0 && p->reader != p->last_reader &&
+            !kvt_counter_reached(kvt_client_counter_read(done), p->done)) {
+            s->client->device->post(done, p->done);
+        }
+    }
+}
+
+int kvt_step_end(struct kvt_step *s) {
+    if (s->client == NULL) {
+        return -KVT_ESTATE;
+    }
+    struct kvt_client *c = s->client;
+    if (kvt_client_step_stopped(s) != 0) {
+        return end_failed(s);
+    }
+    uint32_t not_done = kvt_client_step_not_done(s);
+    if (not_done > 0) {
+        return kvt_client_fail(
+            c, -KVT_ESTATE,
+            "step %llu of cache %u cannot end: %u streamed pieces were not taken "
+            "or are not done",
+            (unsigned long long)s->step.step, s->cache->id, not_done);
+    }
+    post_held(s);
+    post_step(s, s->step.step);
+    if (kvt_client_step_stopped(s) != 0) {
+        return end_failed(s);
+    }
+    s->cache->last_step = s->step.step;
+    if (s->current + 1 == s->steps) {
+        close_schedule(s);
+        return 0;
+    }
+    unpin(c);
+    int rc = kvt_client_step_start(s, s->current + 1);
+    if (rc != 0) {
+        (void)kvt_step_abort(s);
+    }
+    return rc;
+}
+
+/* ---- abort ------------------------------------------------------------------------------------ */
+
+static int start_abort(struct kvt_step *s, struct kvt_client_call *call) {
+    Kvt__Request r = KVT__REQUEST__INIT;
+    Kvt__Abort abort = KVT__ABORT__INIT;
+    abort.first_step = s->first_step + s->current;
+    r.body_case = KVT__REQUEST__BODY_ABORT;
+    r.abort = &abort;
+    return kvt_client_call_start(s->client, call, "ABORT", &r);
+}
+
+/* `step` may be posted only once the daemon has said, by `failed` or by its answer, that it commits
+ * no more; before that it would take the post for the end of the steps. The answer itself may come
+ * only when the daemon has seen `step`. */
+static int tell_and_wait(struct kvt_step *s) {
+    struct kvt_client_call call;
+    Kvt__Reply *reply = NULL;
+    bool posted = false;
+    int rc = start_abort(s, &call);
+    while (rc == 0) {
+        rc = kvt_client_call_poll(s->client, &call, posted ? -1 : ABORT_LOOK_MS, &reply);
+        if (!posted && (rc != 0 || kvt_client_step_stopped(s) != 0)) {
+            post_step(s, s->first_step + s->steps - 1);
+            posted = true;
+        }
+    }
+    if (rc == 1) {
+        kvt__reply__free_unpacked(reply, NULL);
+        rc = 0;
+    }
+    return rc;
+}
+
+int kvt_step_abort(struct kvt_step *s) {
+    if (s == NULL || s->client == NULL) {
+        return 0;
+    }
+    int rc = kvt_client_step_stopped(s);
+    if (rc == 0) {
+        rc = tell_and_wait(s);
+    } else {
+        /* The daemon knows already. */
+        rc = rc == -KVT_EGONE ? kvt_client_fail_gone(s->client) : 0;
+        post_step(s, s->first_step + s->steps - 1);
+    }
+    close_schedule(s);
+    return rc;
+}
+
+/* ---- settle ----------------------------------------------------------------------------------- */
+
+static int settle_check(struct kvt_client *c, const struct kvt_client_cache *cache) {
+    uint64_t failed = kvt_client_counter_read(&c->page->failed);
+    if (kvt_client_is_gone(c)) {
+        return kvt_client_fail_gone(c);
+    }
+    if (failed != 0 && failed <= cache->last_step) {
+        return kvt_client_fail(c, -KVT_EFAILED,
+                               "step %llu of cache %u failed when it was written back",
+                               (unsigned long long)failed, cache->id);
+    }
+    return 0;
+}
+
+int kvt_cache_settle(struct kvt_client *c, uint32_t cache, int timeout_ms) {
+    struct kvt_client_cache *own = kvt_client_cache_find(c, cache);
+    if (own == NULL) {
+        return -KVT_ENOENT;
+    }
+    struct kvt_counter *committed = &c->page->committed;
+    uint64_t end_ns = kvt_client_now_ns() + (uint64_t)(timeout_ms < 0 ? 0 : timeout_ms) * 1000000;
+    for (;;) {
+        uint64_t value = kvt_client_counter_read(committed);
+        int rc = settle_check(c, own);
+        if (rc != 0 || kvt_counter_reached(value, own->last_step)) {
+            return rc;
+        }
+        uint64_t now_ns = kvt_client_now_ns();
+        if (timeout_ms >= 0 && now_ns >= end_ns) {
+            return kvt_client_fail(c, -KVT_ETIMEDOUT,
+                                   "settle: step %llu of cache %u is not committed after %d ms",
+                                   (unsigned long long)own->last_step, cache, timeout_ms);
+        }
+        uint64_t left_us = timeout_ms < 0 ? UINT64_MAX : (end_ns - now_ns) / 1000 + 1;
+        kvt_client_counter_sleep(committed, own->last_step,
+                                 left_us < 100000 ? (uint32_t)left_us : 100000);
+    }
+}
