@@ -1,0 +1,273 @@
+/* The host arena and what it is made of: machine memory, memory files, first touch. */
+#include "proto/errors.h"
+#include "tests/support/cunit_run.h"
+#include "tiers/host/host.h"
+#include "tiers/host/machine.h"
+#include "tiers/host/memfd.h"
+#include "tiers/host/touch.h"
+
+#include <CUnit/Basic.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define MIB (UINT64_C(1) << 20)
+
+static struct kvt_host *host;
+static int notify_fd;
+static char text[KVT_TEXT_BYTES];
+
+static void start(uint64_t budget_bytes, uint32_t touch_threads) {
+    notify_fd = eventfd(0, EFD_CLOEXEC);
+    struct kvt_host_config c = {
+        .budget_bytes = budget_bytes, .touch_threads = touch_threads, .notify_fd = notify_fd};
+    CU_ASSERT_EQUAL_FATAL(kvt_host_start(&c, &host, text), 0);
+}
+
+static void stop(void) {
+    kvt_host_stop(host);
+    host = NULL;
+    close(notify_fd);
+}
+
+static struct kvt_host_event next_event(void) {
+    struct kvt_host_event e = {0};
+    while (!kvt_host_event(host, &e)) {
+        uint64_t count;
+        CU_ASSERT_EQUAL_FATAL(read(notify_fd, &count, sizeof(count)), sizeof(count));
+    }
+    return e;
+}
+
+/* Bytes of [offset, offset + bytes) of the arena that have memory. */
+static uint64_t present_bytes(uint64_t offset, uint64_t bytes) {
+    static unsigned char pages[64 * MIB / 4096];
+    uint64_t present = 0;
+    uint8_t *base = kvt_host_base(host);
+    CU_ASSERT_EQUAL_FATAL(mincore(base + offset, bytes, pages), 0);
+    for (uint64_t i = 0; i < bytes / 4096; i++) {
+        present += (pages[i] & 1) * UINT64_C(4096);
+    }
+    return present;
+}
+
+static void test_grows_and_shrinks(void) {
+    start(64 * MIB, 4);
+    uint8_t *base = kvt_host_base(host);
+    CU_ASSERT_EQUAL((uintptr_t)base % (2 * MIB), 0);
+    CU_ASSERT_EQUAL(present_bytes(0, 64 * MIB), 0);
+
+    CU_ASSERT_EQUAL(kvt_host_grow(host, 8 * MIB, 33 * MIB), 0); /* in several parts */
+    struct kvt_host_event e = next_event();
+    CU_ASSERT_TRUE(e.grown);
+    CU_ASSERT_EQUAL(e.code, 0);
+    CU_ASSERT_EQUAL(e.offset, 8 * MIB);
+    CU_ASSERT_EQUAL(e.bytes, 33 * MIB);
+    CU_ASSERT_EQUAL(present_bytes(8 * MIB, 33 * MIB), 33 * MIB);
+    CU_ASSERT_EQUAL(present_bytes(0, 64 * MIB), 33 * MIB);
+
+    memset(base + 8 * MIB, 0xa5, 33 * MIB);
+    CU_ASSERT_EQUAL(kvt_host_shrink(host, 9 * MIB, 4096), 0);
+    CU_ASSERT_EQUAL(kvt_host_shrink(host, 10 * MIB, 30 * MIB), 0);
+    e = next_event();
+    CU_ASSERT_FALSE(e.grown);
+    CU_ASSERT_EQUAL(e.bytes, 4096);
+    e = next_event();
+    CU_ASSERT_EQUAL(e.offset, 10 * MIB);
+    CU_ASSERT_EQUAL(e.code, 0);
+    CU_ASSERT_EQUAL(present_bytes(0, 64 * MIB), 3 * MIB - 4096);
+
+    CU_ASSERT_EQUAL(kvt_host_grow(host, 9 * MIB, 4096), 0);
+    e = next_event();
+    CU_ASSERT_EQUAL(e.code, 0);
+    CU_ASSERT_EQUAL(base[9 * MIB], 0); /* came back zeroed */
+    CU_ASSERT_EQUAL(base[9 * MIB - 1], 0xa5);
+    CU_ASSERT_EQUAL(base[9 * MIB + 4096], 0xa5);
+    stop();
+}
+
+static void test_many_requests_wait_for_a_slow_loop(void) {
+    start(4 * MIB, 1);
+    unsigned accepted = 0;
+    int rc = 0;
+    /* More than the events' queue holds, and then until the commands' queue is full as well. */
+    for (unsigned i = 0; rc == 0 && i < 100000; i++) {
+        rc = i % 2 == 0 ? kvt_host_grow(host, 0, 4096) : kvt_host_shrink(host, 0, 4096);
+        accepted += rc == 0;
+    }
+    CU_ASSERT_EQUAL(rc, -KVT_EBUSY);
+    for (unsigned i = 0; i < accepted; i++) {
+        struct kvt_host_event e = next_event();
+        CU_ASSERT_EQUAL(e.grown, i % 2 == 0);
+    }
+    struct kvt_host_event e;
+    CU_ASSERT_FALSE(kvt_host_event(host, &e));
+    CU_ASSERT_EQUAL(kvt_host_grow(host, 0, 4096), 0);
+    CU_ASSERT_TRUE(next_event().grown);
+    stop();
+}
+
+static void test_stops_with_everything_waiting(void) {
+    start(4 * MIB, 1);
+    while (kvt_host_grow(host, 0, 4096) == 0) {}
+    stop();
+    kvt_host_stop(NULL);
+}
+
+static void test_refuses_more_than_the_machine_has(void) {
+    struct kvt_machine_memory m;
+    struct kvt_host_config c = {.touch_threads = 1, .notify_fd = -1};
+    kvt_machine_memory("", &m);
+    uint64_t most = m.limit_bytes < m.total_bytes ? m.limit_bytes : m.total_bytes;
+    c.budget_bytes = most + MIB;
+    char asked[KVT_SIZE_TEXT_BYTES];
+    char have[KVT_SIZE_TEXT_BYTES];
+    CU_ASSERT_EQUAL(kvt_host_start(&c, &host, text), -KVT_ECONFIG);
+    CU_ASSERT_PTR_NOT_NULL(strstr(text, "host: "));
+    CU_ASSERT_PTR_NOT_NULL(strstr(text, kvt_size_text(c.budget_bytes, asked)));
+    CU_ASSERT_PTR_NOT_NULL(strstr(text, kvt_size_text(most, have)));
+    CU_ASSERT_PTR_NOT_NULL(strstr(text, "lower"));
+    c.budget_bytes = UINT64_MAX / 2;
+    CU_ASSERT_EQUAL(kvt_host_start(&c, &host, text), -KVT_ECONFIG);
+    CU_ASSERT_PTR_NULL(host);
+}
+
+/* In a child, since a limit on the size of files stays. */
+static void test_refuses_more_than_a_limit(void) {
+    pid_t pid = fork();
+    CU_ASSERT_TRUE_FATAL(pid >= 0);
+    if (pid == 0) {
+        struct rlimit limit = {.rlim_cur = 16 * MIB, .rlim_max = 16 * MIB};
+        struct kvt_host_config c = {.budget_bytes = 32 * MIB, .touch_threads = 1, .notify_fd = -1};
+        bool ok = setrlimit(RLIMIT_FSIZE, &limit) == 0 &&
+                  kvt_host_start(&c, &host, text) == -KVT_ECONFIG && strstr(text, "32 MiB") &&
+                  strstr(text, "16 MiB") && strstr(text, "RLIMIT_FSIZE");
+        _exit(ok ? 0 : 1);
+    }
+    int status = -1;
+    CU_ASSERT_EQUAL(waitpid(pid, &status, 0), pid);
+    CU_ASSERT_EQUAL(status, 0);
+}
+
+static void test_memory_files_are_sealed_and_private(void) {
+    int fd = kvt_memfd_create("test", "kvtier-test", 3 * MIB, text);
+    CU_ASSERT_TRUE_FATAL(fd >= 0);
+    struct stat st;
+    CU_ASSERT_EQUAL(fstat(fd, &st), 0);
+    CU_ASSERT_EQUAL(st.st_mode & 0777, 0600);
+    CU_ASSERT_EQUAL(st.st_size, (off_t)(3 * MIB));
+    CU_ASSERT_TRUE(fcntl(fd, F_GETFD) & FD_CLOEXEC);
+    CU_ASSERT_EQUAL(ftruncate(fd, 0), -1);
+    CU_ASSERT_EQUAL(errno, EPERM);
+    CU_ASSERT_EQUAL(ftruncate(fd, (off_t)(4 * MIB)), -1);
+    CU_ASSERT_EQUAL(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE), -1);
+    close(fd);
+}
+
+/* What a lack of memory looks like to madvise can be had without one: pages behind the file. */
+static void test_touch_answers_when_there_is_no_memory(void) {
+    int fd = memfd_create("test", MFD_CLOEXEC);
+    CU_ASSERT_EQUAL_FATAL(ftruncate(fd, (off_t)(16 * MIB)), 0);
+    uint8_t *base = mmap(NULL, 64 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    CU_ASSERT_TRUE_FATAL(base != MAP_FAILED);
+    text[0] = '\0';
+    CU_ASSERT_EQUAL(kvt_touch("host", fd, base, 0, 16 * MIB, 2, text), 0);
+    CU_ASSERT_EQUAL(kvt_touch("host", fd, base, 0, 64 * MIB, 4, text), -KVT_ENOMEM);
+    CU_ASSERT_PTR_NOT_NULL(strstr(text, "host: 64 MiB"));
+    munmap(base, 64 * MIB);
+    close(fd);
+}
+
+/* ---- the machine's memory, from a tree of files that is ours ----------------------------------- */
+
+static char root[256];
+
+static void put(const char *path, const char *content) {
+    char full[512];
+    snprintf(full, sizeof(full), "%s%s", root, path);
+    for (char *slash = strchr(full + strlen(root) + 1, '/'); slash;
+         slash = strchr(slash + 1, '/')) {
+        *slash = '\0';
+        (void)mkdir(full, 0700);
+        *slash = '/';
+    }
+    FILE *f = fopen(full, "w");
+    CU_ASSERT_PTR_NOT_NULL_FATAL(f);
+    fputs(content, f);
+    fclose(f);
+}
+
+static struct kvt_machine_memory look(void) {
+    struct kvt_machine_memory m;
+    kvt_machine_memory(root, &m);
+    return m;
+}
+
+static void test_machine_memory(void) {
+    const char *folder = getenv("KVT_TEST_DIR");
+    snprintf(root, sizeof(root), "%s/machine.XXXXXX", folder ? folder : "/tmp");
+    CU_ASSERT_PTR_NOT_NULL_FATAL(mkdtemp(root));
+    struct kvt_machine_memory m = look(); /* nothing there */
+    CU_ASSERT_EQUAL(m.total_bytes, KVT_MACHINE_NO_LIMIT);
+    CU_ASSERT_EQUAL(m.limit_bytes, KVT_MACHINE_NO_LIMIT);
+
+    put("/proc/meminfo", "MemTotal:  1024 kB\nMemFree: 1 kB\nMemAvailable:  512 kB\n");
+    m = look();
+    CU_ASSERT_EQUAL(m.total_bytes, MIB);
+    CU_ASSERT_EQUAL(m.available_bytes, MIB / 2);
+    CU_ASSERT_EQUAL(m.limit_bytes, KVT_MACHINE_NO_LIMIT);
+
+    put("/proc/self/cgroup", "0::/a/b\n");
+    put("/sys/fs/cgroup/a/b/memory.max", "max\n");
+    put("/sys/fs/cgroup/a/memory.max", "400000\n"); /* the parent's holds too */
+    put("/sys/fs/cgroup/a/memory.current", "300000\n");
+    put("/sys/fs/cgroup/a/memory.stat", "anon 1\ninactive_file 40000\nactive_file 10000\n");
+    m = look();
+    CU_ASSERT_EQUAL(m.limit_bytes, 400000);
+    CU_ASSERT_EQUAL(m.available_bytes, 150000);
+    put("/sys/fs/cgroup/a/memory.current", "500000\n"); /* above it */
+    put("/sys/fs/cgroup/a/memory.stat", "");
+    CU_ASSERT_EQUAL(look().available_bytes, 0);
+
+    put("/proc/self/cgroup", "3:cpu,cpuacct:/x\n9:memory:/not/mounted/here\n0::/\n");
+    put("/sys/fs/cgroup/memory/memory.limit_in_bytes", "200000\n");
+    put("/sys/fs/cgroup/memory/memory.usage_in_bytes", "1000\n");
+    m = look();
+    CU_ASSERT_EQUAL(m.limit_bytes, 200000);
+    CU_ASSERT_EQUAL(m.available_bytes, 199000);
+    put("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
+    CU_ASSERT_EQUAL(look().limit_bytes, KVT_MACHINE_NO_LIMIT);
+}
+
+static void test_sizes_as_text(void) {
+    char out[KVT_SIZE_TEXT_BYTES];
+    CU_ASSERT_STRING_EQUAL(kvt_size_text(17, out), "17 bytes");
+    CU_ASSERT_STRING_EQUAL(kvt_size_text(65536, out), "64 KiB");
+    CU_ASSERT_STRING_EQUAL(kvt_size_text(MIB + MIB / 2, out), "1.5 MiB");
+    CU_ASSERT_STRING_EQUAL(kvt_size_text(UINT64_MAX, out), "16 EiB");
+}
+
+int main(void) {
+    CU_TestInfo tests[] = {
+        {"grows and shrinks", test_grows_and_shrinks},
+        {"many requests wait for a slow loop", test_many_requests_wait_for_a_slow_loop},
+        {"stops with everything waiting", test_stops_with_everything_waiting},
+        {"refuses more than the machine has", test_refuses_more_than_the_machine_has},
+        {"refuses more than a limit", test_refuses_more_than_a_limit},
+        {"memory files are sealed and private", test_memory_files_are_sealed_and_private},
+        {"touch answers when there is no memory", test_touch_answers_when_there_is_no_memory},
+        {"machine memory", test_machine_memory},
+        {"sizes as text", test_sizes_as_text},
+        CU_TEST_INFO_NULL,
+    };
+    return kvt_cunit_run("host", tests);
+}
