@@ -24,7 +24,7 @@ ARROWS = {
     "proto": [],
     "kernels": [],
     "tiers/engine": ["proto"],
-    "tiers/device": ["tiers/engine", "kernels"],
+    "tiers/device": ["tiers/engine", "tiers/host", "kernels"],
     "tiers/host": ["tiers/engine"],
     "tiers/nvme": ["tiers/engine"],
     "tiers/remote": ["tiers/engine"],
