@@ -8,6 +8,7 @@
 
 #define KVT_TARGET     __attribute__((target("avx2,fma,f16c")))
 #define KVT_PATH(name) name##_avx2
+#define KVT_PATH_NAME  "avx2"
 #define VF_N           8
 
 typedef __m256 vf;

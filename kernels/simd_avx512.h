@@ -8,6 +8,7 @@
 
 #define KVT_TARGET     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
 #define KVT_PATH(name) name##_avx512
+#define KVT_PATH_NAME  "avx512"
 #define VF_N           16
 
 typedef __m512 vf;

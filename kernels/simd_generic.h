@@ -19,6 +19,7 @@
 
 #define KVT_TARGET
 #define KVT_PATH(name) name##_generic
+#define KVT_PATH_NAME  "generic"
 #define VF_N           4
 
 typedef float vf __attribute__((vector_size(16)));

@@ -300,7 +300,7 @@ static int parse_tensors(struct reader *r, struct kvt_gguf *gguf) {
     rc = kvt_gguf_u32(gguf, "general.alignment", &alignment);
     if (rc == -KVT_ENOENT)
         rc = 0;
-    if (rc || alignment == 0 || alignment > ALIGNMENT_MAX || (alignment & (alignment - 1)) != 0) {
+    if (rc || alignment < 8 || alignment > ALIGNMENT_MAX || (alignment & (alignment - 1)) != 0) {
         rc = malformed(r, "general.alignment", alignment);
         goto out;
     }

@@ -222,7 +222,7 @@ static void test_unsupported_type(void) {
 }
 
 static void test_bad_alignment(void) {
-    static const uint32_t bad[] = {0, 3, 1u << 21};
+    static const uint32_t bad[] = {0, 4, 24, 1u << 21};
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         struct file f = {0};
         put_header(&f, 0, 1);
