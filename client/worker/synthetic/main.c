@@ -1,0 +1,116 @@
+/* kvtier-synth: a worker without a model that checks every byte. man/kvtier-synth.1 */
+#include "client/worker/synthetic/synth.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static double now_s(void) {
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static int attach(struct kvt_synth *s) {
+    struct kvt_attach_options a = {
+        .runtime_dir = s->o->runtime_dir,
+        .worker = s->o->dense ? KVT_DENSE : KVT_SEGMENT,
+        .name = s->o->name,
+        .timeout_ms = s->o->re_attach ? 20000 : 0,
+    };
+    int rc = kvt_attach(&a, &s->client);
+    s->totals.attached += rc == 0;
+    return rc;
+}
+
+static void complain(const struct kvt_synth *s, int rc) {
+    (void)fprintf(stderr, "kvtier-synth: %s: %s\n", kvt_error_name(rc),
+                  kvt_error_message(s->client));
+}
+
+/* Rounds until there were enough. */
+static int work(struct kvt_synth *s) {
+    double end_s = now_s() + (double)s->o->seconds;
+    int rc = attach(s);
+    uint64_t rounds = (uint64_t)s->o->rounds;
+    while (rc == 0 && (s->totals.rounds < rounds || (s->o->seconds > 0 && now_s() < end_s))) {
+        rc = kvt_synth_round(s);
+        if (rc == -KVT_EGONE && s->o->re_attach) {
+            complain(s, rc);
+            kvt_synth_forget(s);
+            kvt_detach(s->client);
+            rc = attach(s);
+        }
+    }
+    return rc;
+}
+
+#define FIELD(name) \
+    { #name, offsetof(struct kvt_synth_totals, name) }
+
+static void report(const struct kvt_synth *s, int rc, double elapsed_s) {
+    static const struct {
+        const char *name;
+        size_t offset;
+    } fields[] = {FIELD(tokens),
+                  FIELD(steps),
+                  FIELD(schedules),
+                  FIELD(pieces),
+                  FIELD(streamed_pieces),
+                  FIELD(bytes_checked),
+                  FIELD(bytes_written),
+                  FIELD(errors),
+                  FIELD(aborts),
+                  FIELD(failed_steps),
+                  FIELD(edits),
+                  FIELD(forks),
+                  FIELD(caches),
+                  FIELD(rounds),
+                  FIELD(attached),
+                  FIELD(wait_us),
+                  FIELD(to_device_bytes),
+                  FIELD(from_device_bytes),
+                  FIELD(prefetch_discarded_bytes),
+                  FIELD(migrated_bytes),
+                  FIELD(copied_on_write_bytes),
+                  FIELD(steps_committed),
+                  FIELD(need_to_device_bytes),
+                  FIELD(need_from_device_bytes),
+                  FIELD(device_bytes),
+                  FIELD(host_bytes)};
+    (void)printf("{\"result\": \"%s\", \"worker\": \"%s\", \"seed\": %" PRId64,
+                 rc == KVT_SYNTH_FOUND_WRONG ? "wrong" : kvt_error_name(rc),
+                 s->o->dense ? "dense" : "segment", s->o->seed);
+    for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
+        uint64_t value;
+        memcpy(&value, (const char *)&s->totals + fields[i].offset, sizeof value);
+        (void)printf(", \"%s\": %" PRIu64, fields[i].name, value);
+    }
+    (void)printf(", \"layers\": \"%s\", \"elapsed_s\": %.3f}\n", s->totals.layers, elapsed_s);
+}
+
+int main(int argc, char **argv) {
+    static struct kvt_synth s;
+    struct kvt_synth_options o;
+    int status = kvt_synth_options_parse(&o, argc, argv);
+    if (status >= 0) {
+        return status;
+    }
+    s.o = &o;
+    s.random.state = (uint64_t)o.seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
+    double start_s = now_s();
+    int rc = kvt_synth_layout(&s);
+    if (rc == 0) {
+        rc = work(&s);
+    }
+    if (rc < 0) {
+        complain(&s, rc);
+    }
+    report(&s, rc, now_s() - start_s);
+    kvt_synth_forget(&s);
+    kvt_detach(s.client);
+    free(s.layers);
+    return rc == 0 ? KVT_SYNTH_OK : rc == KVT_SYNTH_FOUND_WRONG ? KVT_SYNTH_WRONG : KVT_SYNTH_ERROR;
+}
