@@ -31,10 +31,10 @@ const struct kvt_option kvt_options[] = {
      .type = KVT_OPTION_PATH,
      .offset = AT(runtime_dir),
      .min = 1,
-     .max = 90,
+     .max = KVT_CONFIG_TEXT_BYTES - 1,
      .value = "/run/kvtierd",
      .prose = "Directory of the sockets and the lock file; made with mode 0750 if it is not there. "
-              "Socket paths hold 107 bytes, so this one is short."},
+              "The paths of its sockets may have 107 bytes, so it is short."},
     {.section = KVT_SECTION_DAEMON,
      .name = "log_level",
      .type = KVT_OPTION_CHOICE,

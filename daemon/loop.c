@@ -120,17 +120,13 @@ static void fire_due(struct kvt_loop *l) {
     }
 }
 
-void kvt_loop_run(struct kvt_loop *l, void (*after)(void *context), void *context) {
+void kvt_loop_run(struct kvt_loop *l, void (*before)(void *context), void (*after)(void *context),
+                  void *context) {
     while (!l->stop) {
-        fire_due(l);
-        if (after != NULL) {
-            after(context);
-        }
-        if (l->stop) {
-            break;
-        }
+        after(context);
         arm(l);
-        l->batch_count = epoll_wait(l->epoll_fd, l->batch, KVT_LOOP_BATCH, -1);
+        l->batch_count = l->stop ? 0 : epoll_wait(l->epoll_fd, l->batch, KVT_LOOP_BATCH, -1);
+        before(context);
         for (l->batch_at = 0; l->batch_at < l->batch_count;) {
             struct epoll_event *event = &l->batch[l->batch_at++];
             struct kvt_watch *w = event->data.ptr;
@@ -140,6 +136,7 @@ void kvt_loop_run(struct kvt_loop *l, void (*after)(void *context), void *contex
         }
         l->batch_count = 0;
         l->batch_at = 0;
+        fire_due(l);
     }
 }
 

@@ -52,8 +52,10 @@ void kvt_loop_remove(struct kvt_loop *l, struct kvt_watch *w);
 /* Timers are added once, at start, with fire and context set. */
 void kvt_loop_add_timer(struct kvt_loop *l, struct kvt_timer *t);
 
-/* Until kvt_loop_stop. `after` is called behind every batch of events. */
-void kvt_loop_run(struct kvt_loop *l, void (*after)(void *context), void *context);
+/* Until kvt_loop_stop. `before` is called when something has happened, before anybody hears of it;
+ * `after` when all have heard, before the loop sleeps. */
+void kvt_loop_run(struct kvt_loop *l, void (*before)(void *context), void (*after)(void *context),
+                  void *context);
 void kvt_loop_stop(struct kvt_loop *l);
 
 uint64_t kvt_now_ms(void); /* CLOCK_MONOTONIC: never jumps, stands still in suspend */

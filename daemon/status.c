@@ -1,0 +1,427 @@
+#include "daemon/status.h"
+#include "daemon/daemon.h"
+#include "daemon/log.h"
+#include "tiers/engine/assert.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* A list's part is ended before the message is full: the largest entry has some 1,400 bytes. */
+#define PART_BYTES  (KVT_MESSAGE_BYTES_MAX - 4096)
+#define ENTRIES_MAX 512
+
+/* ---- copies in the arena ------------------------------------------------------------------------------ */
+
+static char *copy_text(struct kvt_arena *a, const char *text) {
+    size_t size = strlen(text) + 1;
+    char *copy = kvt_arena_alloc(a, size);
+    if (copy != NULL) {
+        memcpy(copy, text, size);
+    }
+    return copy;
+}
+
+static Kvt__Counters *copy_counters(struct kvt_arena *a, const struct kvt_counters *c) {
+    Kvt__Counters *m = kvt_arena_alloc(a, sizeof(*m));
+    if (m != NULL) {
+        kvt__counters__init(m);
+        m->to_device_bytes = c->to_device_bytes;
+        m->from_device_bytes = c->from_device_bytes;
+        m->prefetch_discarded_bytes = c->prefetch_discarded_bytes;
+        m->migrated_bytes = c->migrated_bytes;
+        m->copied_on_write_bytes = c->copied_on_write_bytes;
+        m->steps_committed = c->steps_committed;
+        m->steps_failed = c->steps_failed;
+        m->tokens_appended = c->tokens_appended;
+    }
+    return m;
+}
+
+static void add_counters(struct kvt_counters *sum, const struct kvt_counters *c) {
+    sum->to_device_bytes += c->to_device_bytes;
+    sum->from_device_bytes += c->from_device_bytes;
+    sum->prefetch_discarded_bytes += c->prefetch_discarded_bytes;
+    sum->migrated_bytes += c->migrated_bytes;
+    sum->copied_on_write_bytes += c->copied_on_write_bytes;
+    sum->steps_committed += c->steps_committed;
+    sum->steps_failed += c->steps_failed;
+    sum->tokens_appended += c->tokens_appended;
+}
+
+/* ---- STATUS -------------------------------------------------------------------------------------------- */
+
+static bool may_see(const struct kvt_session *asker, const struct kvt_session *other) {
+    return asker->peer.admin || asker->peer.uid == other->peer.uid;
+}
+
+static bool add_tier(struct kvt_arena *a, Kvt__StatusReply *r, const char *name,
+                     const struct kvt_tier_info *info) {
+    Kvt__Tier *m = kvt_arena_alloc(a, sizeof(*m));
+    if (m == NULL) {
+        return false;
+    }
+    kvt__tier__init(m);
+    m->name = copy_text(a, name);
+    m->budget_bytes = info->budget_bytes;
+    m->used_bytes = info->used_bytes;
+    m->pinned_by_dead_bytes = info->pinned_dead_bytes;
+    r->tiers[r->n_tiers++] = m;
+    return m->name != NULL;
+}
+
+static bool report_tiers(struct kvt_daemon *d, Kvt__StatusReply *r) {
+    struct kvt_tier_info info;
+    r->tiers = kvt_arena_alloc(&d->arena, (KVT_DEVICES_MAX + 1) * sizeof(struct Kvt__Tier *));
+    if (r->tiers == NULL) {
+        return false;
+    }
+    for (uint32_t i = 0; i < d->tiers.device_count; i++) {
+        kvt_engine_device_info(d->engine, i, &info);
+        if (!add_tier(&d->arena, r, d->config.devices[i].name, &info)) {
+            return false;
+        }
+    }
+    kvt_engine_host_info(d->engine, &info);
+    return add_tier(&d->arena, r, "host", &info);
+}
+
+static const char *state_name(const struct kvt_session *s, uint32_t state) {
+    if (s->phase == KVT_PHASE_DEAD) {
+        return "dead";
+    }
+    return state == KVT_SESSION_IDLE ? "idle" : state == KVT_SESSION_STEP ? "step" : "reclaiming";
+}
+
+static Kvt__Worker *make_worker(struct kvt_daemon *d, const struct kvt_session *s,
+                                const struct kvt_session_info *info) {
+    Kvt__Worker *m = kvt_arena_alloc(&d->arena, sizeof(*m));
+    if (m == NULL) {
+        return NULL;
+    }
+    kvt__worker__init(m);
+    m->session = s->id;
+    m->name = copy_text(&d->arena, s->name);
+    m->uid = s->peer.uid;
+    m->pid = (uint32_t)s->peer.pid;
+    m->kind = s->worker_kind;
+    m->device = copy_text(&d->arena, d->config.devices[s->device].name);
+    m->state = copy_text(&d->arena, state_name(s, info->state));
+    m->device_bytes = info->device_bytes;
+    m->host_bytes = info->host_bytes;
+    m->caches = info->cache_count;
+    m->idle_ms = info->idle_ms;
+    m->counters = copy_counters(&d->arena, &info->counters);
+    bool whole = m->name != NULL && m->device != NULL && m->state != NULL && m->counters != NULL;
+    return whole ? m : NULL;
+}
+
+static Kvt__Cache *make_cache(struct kvt_daemon *d, const struct kvt_session *s,
+                              const struct kvt_cache_info *info) {
+    Kvt__Cache *m = kvt_arena_alloc(&d->arena, sizeof(*m));
+    if (m == NULL) {
+        return NULL;
+    }
+    kvt__cache__init(m);
+    m->cache = info->cache;
+    m->session = s->id;
+    m->name = copy_text(&d->arena, info->name);
+    m->mode = info->mode;
+    m->rows = info->rows;
+    m->tokens_longest = info->tokens_longest;
+    m->tokens_total = info->tokens_total;
+    m->device_bytes = info->device_bytes;
+    m->host_bytes = info->host_bytes;
+    m->layers.len = info->layer_count;
+    m->layers.data = kvt_arena_alloc(&d->arena, info->layer_count);
+    m->counters = copy_counters(&d->arena, &info->counters);
+    m->need_to_device_bytes = info->need_to_device_bytes;
+    m->need_from_device_bytes = info->need_from_device_bytes;
+    if (m->name == NULL || m->layers.data == NULL || m->counters == NULL) {
+        return NULL;
+    }
+    memcpy(m->layers.data, info->layers, info->layer_count);
+    return m;
+}
+
+/* Where the list stands: entries are counted, those before the offset are passed over, and the part
+ * ends when the message is full. */
+struct part {
+    uint32_t offset;
+    uint32_t index;
+    size_t bytes;
+    bool full;
+};
+
+/* Whether the next entry belongs to the part. */
+static bool wanted(struct part *p, size_t count) {
+    p->index++;
+    return p->index > p->offset && !p->full && count < ENTRIES_MAX;
+}
+
+/* Whether an entry of that size still fits; if not, the next part begins with it. */
+static bool fits(struct part *p, size_t bytes, Kvt__StatusReply *r) {
+    if (p->bytes + bytes > PART_BYTES) {
+        p->full = true;
+        r->next_offset = p->index - 1;
+        return false;
+    }
+    p->bytes += bytes + 4;
+    return true;
+}
+
+static void end_part(struct part *p, Kvt__StatusReply *r) {
+    if (!p->full) {
+        p->full = true;
+        r->next_offset = p->index - 1;
+    }
+}
+
+static bool report_workers(struct kvt_session *asker, bool listed, struct part *p,
+                           struct kvt_counters *sum, Kvt__StatusReply *r) {
+    struct kvt_daemon *d = asker->daemon;
+    struct kvt_session_info info;
+    r->workers = kvt_arena_alloc(&d->arena, ENTRIES_MAX * sizeof(struct Kvt__Worker *));
+    if (r->workers == NULL) {
+        return false;
+    }
+    for (uint32_t at = 0; kvt_engine_session_info(d->engine, &at, &info);) {
+        const struct kvt_session *s = kvt_session_by_engine(&d->sessions, info.session);
+        if (s == NULL || !may_see(asker, s)) {
+            continue;
+        }
+        add_counters(sum, &info.counters);
+        if (!listed || !wanted(p, r->n_workers)) {
+            if (listed && p->index > p->offset) {
+                end_part(p, r);
+            }
+            continue;
+        }
+        Kvt__Worker *m = make_worker(d, s, &info);
+        if (m == NULL) {
+            return false;
+        }
+        if (fits(p, kvt__worker__get_packed_size(m), r)) {
+            r->workers[r->n_workers++] = m;
+        }
+    }
+    return true;
+}
+
+static bool report_caches(struct kvt_session *asker, struct part *p, Kvt__StatusReply *r) {
+    struct kvt_daemon *d = asker->daemon;
+    static struct kvt_cache_info info; /* large; one thread */
+    r->caches = kvt_arena_alloc(&d->arena, ENTRIES_MAX * sizeof(struct Kvt__Cache *));
+    if (r->caches == NULL) {
+        return false;
+    }
+    for (uint32_t at = 0; !p->full && kvt_engine_cache_info(d->engine, &at, &info);) {
+        const struct kvt_session *s = kvt_session_by_engine(&d->sessions, info.session);
+        if (s == NULL || !may_see(asker, s)) {
+            continue;
+        }
+        if (!wanted(p, r->n_caches)) {
+            if (p->index > p->offset) {
+                end_part(p, r);
+            }
+            continue;
+        }
+        Kvt__Cache *m = make_cache(d, s, &info);
+        if (m == NULL) {
+            return false;
+        }
+        if (fits(p, kvt__cache__get_packed_size(m), r)) {
+            r->caches[r->n_caches++] = m;
+        }
+    }
+    return true;
+}
+
+int kvt_status_report(struct kvt_session *s, const Kvt__Status *m, Kvt__StatusReply **out) {
+    struct kvt_daemon *d = s->daemon;
+    struct kvt_counters sum = {0};
+    struct part part = {.offset = m->offset};
+    Kvt__StatusReply *r = kvt_arena_alloc(&d->arena, sizeof(*r));
+    if (r == NULL) {
+        return -KVT_ENOMEM;
+    }
+    kvt__status_reply__init(r);
+    r->version = (char *)KVT_VERSION;
+    r->uptime_ms = kvt_now_ms() - d->started_ms;
+    bool ok = !m->devices || report_tiers(d, r);
+    ok = ok && report_workers(s, m->workers, &part, &sum, r);
+    ok = ok && (!m->caches || report_caches(s, &part, r));
+    r->counters = copy_counters(&d->arena, &sum);
+    if (!ok || r->counters == NULL) {
+        return -KVT_ENOMEM;
+    }
+    *out = r;
+    return 0;
+}
+
+/* ---- PLAN ------------------------------------------------------------------------------------------------ */
+
+static bool find_cache(const struct kvt_session *asker, uint32_t cache,
+                       struct kvt_cache_info *info) {
+    struct kvt_daemon *d = asker->daemon;
+    for (uint32_t at = 0; kvt_engine_cache_info(d->engine, &at, info);) {
+        if (info->cache == cache) {
+            const struct kvt_session *s = kvt_session_by_engine(&d->sessions, info->session);
+            return s != NULL && may_see(asker, s);
+        }
+    }
+    return false;
+}
+
+/* What the link allows, and how much of it was achieved. */
+static void add_ceiling(struct kvt_daemon *d, uint32_t device, uint64_t step_ns,
+                        Kvt__PlanReply *r) {
+    uint64_t from = 0;
+    kvt_device_speed(d->tiers.devices[device].device, &r->link_bytes_per_s, &from);
+    if (r->link_bytes_per_s == 0 || r->to_device_bytes_per_step == 0) {
+        return;
+    }
+    r->steps_per_s_max = (double)r->link_bytes_per_s / (double)r->to_device_bytes_per_step;
+    if (step_ns > 0) {
+        r->ceiling_fraction = 1e9 / (double)step_ns / r->steps_per_s_max;
+    }
+}
+
+static int set_layers(struct kvt_daemon *d, const uint8_t *layers, uint32_t count,
+                      Kvt__PlanReply *r) {
+    r->layers.data = kvt_arena_alloc(&d->arena, count);
+    if (r->layers.data == NULL) {
+        return -KVT_ENOMEM;
+    }
+    memcpy(r->layers.data, layers, count);
+    r->layers.len = count;
+    return 0;
+}
+
+static int plan_running(struct kvt_session *asker, uint32_t cache, Kvt__PlanReply *r, char *text) {
+    struct kvt_daemon *d = asker->daemon;
+    static struct kvt_cache_info info; /* large; one thread */
+    if (!find_cache(asker, cache, &info)) {
+        (void)snprintf(text, KVT_TEXT_BYTES, "plan: there is no cache %u that you may see", cache);
+        return -KVT_ENOENT;
+    }
+    const struct kvt_session *s = kvt_session_by_engine(&d->sessions, info.session);
+    for (uint32_t i = 0; i < info.layer_count; i++) {
+        r->resident_layers += info.layers[i] == 'R';
+    }
+    r->device_bytes = info.device_bytes;
+    r->host_bytes = info.host_bytes;
+    r->to_device_bytes_per_step = info.need_to_device_bytes;
+    r->from_device_bytes_per_step = info.need_from_device_bytes;
+    add_ceiling(d, s->device, s->step_ns, r);
+    return set_layers(d, info.layers, info.layer_count, r);
+}
+
+static int plan_new(struct kvt_session *asker, const Kvt__Plan *m, Kvt__PlanReply *r, char *text) {
+    struct kvt_daemon *d = asker->daemon;
+    static struct kvt_plan plan; /* large; one thread */
+    int rc = kvt_cache_options_read(m->options, &d->request, text);
+    if (rc != 0) {
+        return rc;
+    }
+    uint32_t kind = m->worker_kind == 0 ? (uint32_t)KVT_WORKER_SEGMENT : m->worker_kind;
+    if (kind != KVT_WORKER_SEGMENT && kind != KVT_WORKER_DENSE) {
+        (void)snprintf(text, KVT_TEXT_BYTES,
+                       "plan: worker_kind is %u; accepted is 1 (segment), 2 (dense)", kind);
+        return -KVT_EINVAL;
+    }
+    if (m->device >= d->tiers.device_count || m->tokens > KVT_TOKENS_MAX) {
+        (void)snprintf(text, KVT_TEXT_BYTES,
+                       "plan: device is %u of %u and tokens are %u; accepted are 0 to %u, and 0 to "
+                       "2147483392",
+                       m->device, d->tiers.device_count, m->tokens, d->tiers.device_count - 1);
+        return -KVT_EINVAL;
+    }
+    struct kvt_plan_request request = {
+        .layout = &d->request.layout,
+        .options = &d->request.options,
+        .tokens = m->tokens,
+        .worker_kind = kind,
+        .device = m->device,
+        .device_budget_bytes = m->device_budget_bytes,
+    };
+    rc = kvt_engine_plan(d->engine, &request, &plan, text, KVT_TEXT_BYTES);
+    if (rc != 0) {
+        return rc;
+    }
+    r->resident_layers = plan.resident_layers;
+    r->slots = plan.slots;
+    r->slot_bytes = plan.slot_bytes;
+    r->device_bytes = plan.device_bytes;
+    r->host_bytes = plan.host_bytes;
+    r->to_device_bytes_per_step = plan.to_device_bytes_per_step;
+    r->from_device_bytes_per_step = plan.from_device_bytes_per_step;
+    add_ceiling(d, m->device, 0, r);
+    return set_layers(d, plan.layers, d->request.layout.layer_count, r);
+}
+
+int kvt_status_plan(struct kvt_session *s, const Kvt__Plan *m, Kvt__PlanReply **out, char *text) {
+    Kvt__PlanReply *r = kvt_arena_alloc(&s->daemon->arena, sizeof(*r));
+    if (r == NULL) {
+        return -KVT_ENOMEM;
+    }
+    kvt__plan_reply__init(r);
+    int rc = m->cache != 0 ? plan_running(s, m->cache, r, text) : plan_new(s, m, r, text);
+    if (rc == 0) {
+        *out = r;
+    }
+    return rc;
+}
+
+/* ---- EVICT ------------------------------------------------------------------------------------------------ */
+
+static bool session_info(struct kvt_daemon *d, uint32_t engine, struct kvt_session_info *info) {
+    uint32_t at = engine;
+    return kvt_engine_session_info(d->engine, &at, info) && info->session == engine;
+}
+
+int kvt_status_evict(struct kvt_session *s, const Kvt__Evict *m, Kvt__Evicted *out, char *text) {
+    struct kvt_daemon *d = s->daemon;
+    struct kvt_session_info before;
+    struct kvt_session_info after;
+    const struct kvt_session *target = kvt_session_by_id(&d->sessions, m->session);
+    if (target == NULL || target->engine < 0 || !may_see(s, target)) {
+        /* One text for both: whether another user's session exists is not told. */
+        (void)snprintf(text, KVT_TEXT_BYTES,
+                       "evict: there is no worker with session %u that you may evict", m->session);
+        return -KVT_ENOENT;
+    }
+    uint32_t engine = (uint32_t)target->engine;
+    if (!session_info(d, engine, &before)) {
+        (void)snprintf(text, KVT_TEXT_BYTES, "evict: session %u is gone", m->session);
+        return -KVT_ENOENT;
+    }
+    kvt_log(KVT_LOG_INFO, "session %u: \"%s\", pid %ld, is evicted%s by pid %ld, uid %ld",
+            target->id, target->name, (long)target->peer.pid, m->kill ? " and killed" : "",
+            (long)s->peer.pid, (long)s->peer.uid);
+    int error = 0;
+    if (m->kill && target->phase != KVT_PHASE_DEAD &&
+        syscall(SYS_pidfd_send_signal, target->peer.pid_fd, SIGKILL, NULL, 0) != 0) {
+        error = errno;
+    }
+    kvt_engine_session_evict(d->engine, engine);
+    kvt_daemon_pump(d);
+    if (error != 0 && error != ESRCH) {
+        (void)snprintf(text, KVT_TEXT_BYTES,
+                       "evict: session %u is evicted, and its process cannot be killed: %s",
+                       m->session, strerror(error));
+        return -KVT_EPERM;
+    }
+    memset(&after, 0, sizeof(after));
+    if (!session_info(d, engine, &after)) {
+        memset(&after, 0, sizeof(after));
+    }
+    out->host_bytes = before.host_bytes - after.host_bytes;
+    out->device_bytes = before.device_bytes - after.device_bytes;
+    out->pinned_bytes = after.device_bytes;
+    return 0;
+}
