@@ -21,7 +21,8 @@
 
 /* ---- what a driver implements ----------------------------------------------------------------- */
 
-#define KVT_DRIVER_ABI 1
+#define KVT_DRIVER_ABI          1
+#define KVT_DRIVER_INFLIGHT_MAX 256 /* copies in flight; their tags are below it */
 
 struct kvt_driver_config {
     uint64_t budget_bytes;
@@ -72,11 +73,12 @@ struct kvt_driver_ops {
                       char *text);
     void (*page_removed)(struct kvt_driver *d, uint32_t session);
 
-    /* Copy thread. */
+    /* Copy thread. -KVT_EDEVICE: the device is lost, nothing works any more. Another error of
+     * `copy`: this copy was refused, and not one byte of it moved. */
     int (*copy)(struct kvt_driver *d, uint32_t stream, const struct kvt_copy *c, uint32_t tag);
     int (*post)(struct kvt_driver *d, uint32_t stream, uint32_t session, uint32_t slot,
                 uint64_t value);
-    /* Takes up to `max` finished copies: tags[i], ok[i]. Returns how many. */
+    /* Takes up to `max` finished copies, in any order: tags[i], ok[i]. Returns how many. */
     int (*poll)(struct kvt_driver *d, uint32_t *tags, bool *ok, uint32_t max);
     /* Sleeps until a copy finishes, one of the counters' wake words differs from `seen`, the wake
      * function is called, or timeout_us has passed. Only if can_sleep. */
@@ -92,7 +94,8 @@ extern const struct kvt_driver_ops kvt_cpu_driver_ops;
 /* A plug-in exports this function under the name "kvt_driver_ops_get". */
 typedef const struct kvt_driver_ops *(*kvt_driver_ops_get_fn)(void);
 
-/* Finds a driver: "cpu", or lib<dir>/kvtier-<name>.so by dlopen. -KVT_ENOTSUP with the reason. */
+/* Finds a driver: "cpu", or <plugin_dir>/kvtier-<name>.so by dlopen, which stays open.
+ * -KVT_ENOTSUP with the reason in text[KVT_TEXT_BYTES]. */
 int kvt_driver_find(const char *name, const char *plugin_dir, const struct kvt_driver_ops **out,
                     char *text) __attribute__((warn_unused_result));
 
@@ -138,6 +141,8 @@ enum kvt_device_event_kind {
     KVT_DEVICE_HOST_READY,       /* offset, bytes, code: answer to HOST_ADDED */
     KVT_DEVICE_HOST_GONE,        /* offset, bytes: answer to HOST_REMOVED */
     KVT_DEVICE_LOST,             /* code, text: nothing works any more */
+    KVT_DEVICE_SESSION_FAILED,   /* session, code, text: its page could not be registered. Copies
+                                    complete as KVT_FAILED, nothing is posted: end the session */
 };
 
 struct kvt_device_event {

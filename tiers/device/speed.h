@@ -1,0 +1,28 @@
+/* How fast copies go in one direction, measured while they run: bytes over the time in which at
+ * least one copy of that direction was in flight. Owner: the copy thread; kvt_speed_get: any.
+ */
+#ifndef KVT_DEVICE_SPEED_H
+#define KVT_DEVICE_SPEED_H
+
+#include <stdint.h>
+
+/* Smaller copies say more about the hand-over than about the link: they do not count. */
+#define KVT_SPEED_BYTES_MIN (UINT64_C(64) << 10)
+
+struct kvt_speed {
+    uint32_t in_flight;
+    uint64_t busy_since_ns; /* while in_flight > 0 */
+    uint64_t busy_ns;
+    uint64_t bytes;
+    uint64_t bytes_per_s; /* atomic; 0: not yet known */
+};
+
+/* A copy was submitted, has completed. */
+void kvt_speed_begin(struct kvt_speed *s, uint64_t now_ns);
+void kvt_speed_end(struct kvt_speed *s, uint64_t bytes, uint64_t now_ns);
+
+static inline uint64_t kvt_speed_get(const struct kvt_speed *s) {
+    return __atomic_load_n(&s->bytes_per_s, __ATOMIC_RELAXED);
+}
+
+#endif
