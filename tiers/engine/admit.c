@@ -1,0 +1,189 @@
+/* Where memory is taken from when a budget is exhausted, in this order: idle sessions' caches and
+ * slots (least recently stepped first), then resident layers of dynamic and offloaded caches, those
+ * with most on the device first. Nobody's open step is disturbed: a layer of an active session goes
+ * when its schedule has ended.
+ */
+#include "tiers/engine/state.h"
+
+/* The next distinct family of the session; *at starts at 0. */
+struct family *session_family(const struct kvt_engine *e, const struct session *s, uint32_t *at) {
+    while (*at < e->config.caches_max) {
+        const struct cache *c = e->caches[(*at)++];
+        if (c == NULL || &e->sessions[c->session] != s) {
+            continue;
+        }
+        bool first = true;
+        for (uint32_t i = 0; i + 1 < *at && first; i++) {
+            first = e->caches[i] == NULL || e->caches[i]->family != c->family;
+        }
+        if (first) {
+            return c->family;
+        }
+    }
+    return NULL;
+}
+
+static bool has_fixed_slots(const struct kvt_engine *e, const struct session *s) {
+    struct family *f;
+    for (uint32_t at = 0; (f = session_family(e, s, &at)) != NULL;) {
+        if (f->is_static && f->resident_count < f->layer_count) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool session_has_demotable(const struct kvt_engine *e, const struct session *s) {
+    struct family *f;
+    for (uint32_t at = 0; (f = session_family(e, s, &at)) != NULL;) {
+        if (!f->is_static && f->resident_count > 0 && f->gpu_bytes > 0) {
+            return true;
+        }
+    }
+    return s->slot_count > 0 && !has_fixed_slots(e, s);
+}
+
+static bool session_is_idle(const struct kvt_engine *e, const struct session *s) {
+    return s->in_use && !s->hung && s->schedule.phase == PHASE_NONE && s->queue_count == 0 &&
+           s->migration.family == NULL && !s->demote_failed &&
+           e->now_ms - s->last_step_ms >= e->config.idle_after_ms;
+}
+
+/* Moves an idle session's memory to the host, layer by layer, and its slots last. */
+void demote_progress(struct kvt_engine *e, struct session *s) {
+    if (!s->demoting || s->migration.family != NULL || s->schedule.phase != PHASE_NONE) {
+        return;
+    }
+    if (s->queue_count > 0 || s->demote_failed) { /* it is awake again, or there is no room */
+        s->demoting = false;
+        e->epoch++;
+        return;
+    }
+    struct family *f;
+    for (uint32_t at = 0; (f = session_family(e, s, &at)) != NULL;) {
+        if (!f->is_static && f->resident_count > 0) {
+            f->demoted = true;
+            if (demote_layer(e, s, f) == KVT_WAIT) {
+                return;
+            }
+        }
+    }
+    guess_discard(e, s, 0);
+    if (s->ops.outstanding > 0) {
+        return;
+    }
+    if (!has_fixed_slots(e, s)) {
+        slots_free(e, s);
+    }
+    s->demoting = false;
+    e->epoch++;
+}
+
+static struct session *idle_victim(struct kvt_engine *e, const struct session *asking) {
+    struct session *oldest = NULL;
+    for (uint32_t i = 0; i < e->config.sessions_max; i++) {
+        struct session *s = &e->sessions[i];
+        if (s != asking && s->device == asking->device && session_is_idle(e, s) &&
+            session_has_demotable(e, s) &&
+            (oldest == NULL || s->last_step_ms < oldest->last_step_ms)) {
+            oldest = s;
+        }
+    }
+    return oldest;
+}
+
+/* The family on the device that has most resident bytes and may lose a layer. */
+static struct family *fattest_family(struct kvt_engine *e, const struct session *asking) {
+    struct family *fattest = NULL;
+    for (uint32_t i = 0; i < e->config.sessions_max; i++) {
+        const struct session *s = &e->sessions[i];
+        if (!s->in_use || s->hung || s->device != asking->device || s->demote_failed) {
+            continue;
+        }
+        struct family *f;
+        for (uint32_t at = 0; (f = session_family(e, s, &at)) != NULL;) {
+            if (!f->is_static && f->resident_count > 0 && f->gpu_bytes > 0 &&
+                (fattest == NULL || f->gpu_bytes > fattest->gpu_bytes)) {
+                fattest = f;
+            }
+        }
+    }
+    return fattest;
+}
+
+static bool device_is_busy(const struct kvt_engine *e, const struct session *asking) {
+    for (uint32_t i = 0; i < e->config.sessions_max; i++) {
+        const struct session *s = &e->sessions[i];
+        struct family *f;
+        if (!s->in_use || s->hung || s->device != asking->device) {
+            continue;
+        }
+        if (s->demoting || (s->migration.family != NULL && s->migration.to_host)) {
+            return true;
+        }
+        for (uint32_t at = 0; (f = session_family(e, s, &at)) != NULL;) {
+            if (f->demote_wanted > 0) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+static void say_why(const struct kvt_engine *e, const struct session *s, const char *what,
+                    char *text) {
+    if (e->short_tier == KVT_TIER_HOST) {
+        kvt_text_format(text, KVT_TEXT_BYTES,
+                        "%s: host memory: %llu bytes more are needed, %llu of the budget of %llu "
+                        "are in use; raise [host] budget, close a cache or shorten the context",
+                        what, (unsigned long long)e->short_bytes,
+                        (unsigned long long)e->host.used_bytes,
+                        (unsigned long long)e->config.host_budget_bytes);
+        return;
+    }
+    const struct device *d = &e->devices[s->device];
+    kvt_text_format(
+        text, KVT_TEXT_BYTES,
+        "%s: device memory: %llu bytes more are needed, %llu of the budget of %llu are "
+        "in use (%llu by this worker) and none can be moved to the host; raise [device] "
+        "budget, close a cache, or use an offloaded mode",
+        what, (unsigned long long)e->short_bytes, (unsigned long long)d->used_bytes,
+        (unsigned long long)d->config.budget_bytes, (unsigned long long)s->device_bytes);
+}
+
+/* Called when an allocation for `c` has failed with -KVT_EQUOTA. KVT_WAIT: memory is on its way.
+ * -KVT_EQUOTA: none can be had; `text` names budget and need. */
+int memory_take(struct kvt_engine *e, struct session *s, struct cache *c, const char *what,
+                char *text) {
+    (void)c;
+    if (e->short_tier == KVT_TIER_HOST) {
+        say_why(e, s, what, text);
+        return -KVT_EQUOTA;
+    }
+    if (device_is_busy(e, s)) {
+        return KVT_WAIT;
+    }
+    uint32_t tier = e->short_tier;
+    uint64_t bytes = e->short_bytes;
+    struct session *idle = idle_victim(e, s);
+    if (idle != NULL) {
+        idle->demoting = true;
+        demote_progress(e, idle);
+        return KVT_WAIT;
+    }
+    struct family *f = fattest_family(e, s);
+    if (f != NULL) {
+        struct session *owner = &e->sessions[f->session];
+        if (owner->schedule.phase != PHASE_NONE) {
+            f->demote_wanted = 1;
+            return KVT_WAIT;
+        }
+        if (demote_layer(e, owner, f) == KVT_WAIT) {
+            return KVT_WAIT;
+        }
+    }
+    e->short_tier = tier;
+    e->short_bytes = bytes;
+    say_why(e, s, what, text);
+    return -KVT_EQUOTA;
+}

@@ -1,0 +1,382 @@
+/* Budgets: device extents and host memory.
+ *
+ * Allocation never blocks. KVT_READY: here it is. KVT_WAIT: something is on its way (an extent is
+ * being created or given back, a chunk is being brought up) and the caller asks again when it is
+ * called next. -KVT_EQUOTA: nothing is on its way, and the budget is exhausted.
+ *
+ * An extent that is empty is given back at the end of the engine call (extents_sweep), so that
+ * memory which moves within one call does not travel through the worker.
+ */
+#include "tiers/engine/state.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+uint32_t session_index(const struct kvt_engine *e, const struct session *s) {
+    return (uint32_t)(s - e->sessions);
+}
+
+static uint64_t round_up(uint64_t value, uint64_t to) {
+    return (value + to - 1) / to * to;
+}
+
+/* ---- device ------------------------------------------------------------------------------------ */
+
+struct extent *extent_find(const struct kvt_engine *e, uint32_t id) {
+    struct extent *x = &e->extents[id % EXTENTS_MAX];
+    return x->state != 0 && x->id == id ? x : NULL;
+}
+
+static struct extent *extent_entry(struct kvt_engine *e) {
+    for (uint32_t i = 1; i < e->extent_top; i++) {
+        if (e->extents[i].state == 0) {
+            return &e->extents[i];
+        }
+    }
+    return e->extent_top < EXTENTS_MAX ? &e->extents[e->extent_top++] : NULL;
+}
+
+static int extent_create(struct kvt_engine *e, struct session *s, uint64_t bytes) {
+    struct device *d = &e->devices[s->device];
+    struct extent *x = extent_entry(e);
+    if (x == NULL) {
+        return -KVT_EBUSY;
+    }
+    uint32_t index = (uint32_t)(x - e->extents);
+    e->extent_generation[index]++;
+    *x = (struct extent){.id = ((uint32_t)e->extent_generation[index] << 16) | index,
+                         .device = s->device,
+                         .session = session_index(e, s),
+                         .state = EXTENT_CREATING,
+                         .bytes = bytes};
+    kvt_ranges_init(&x->space);
+    d->used_bytes += bytes;
+    s->device_bytes += bytes;
+    s->extents_creating++;
+    struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_CREATE);
+    a->device = s->device;
+    a->session = x->session;
+    a->extent = x->id;
+    a->bytes = bytes;
+    return 0;
+}
+
+uint64_t dev_available(const struct kvt_engine *e, const struct session *s) {
+    const struct device *d = &e->devices[s->device];
+    if (d->full || d->lost) {
+        return 0;
+    }
+    return d->config.budget_bytes - d->used_bytes;
+}
+
+/* Whether memory of the device is on its way back, or of the session on its way in. */
+static bool dev_pending(const struct kvt_engine *e, const struct session *s) {
+    for (uint32_t i = 1; i < e->extent_top; i++) {
+        const struct extent *x = &e->extents[i];
+        if (x->state == 0 || x->device != s->device) {
+            continue;
+        }
+        const struct session *owner = &e->sessions[x->session];
+        if (x->state == EXTENT_DESTROYING || (x->state == EXTENT_RECLAIMING && !owner->hung) ||
+            (x->state == EXTENT_CREATING && owner == s)) {
+            return true;
+        }
+        if (x->state == EXTENT_LIVE && x->live_bytes == 0 && !owner->hung && !owner->settling) {
+            return true; /* swept at the end of this call */
+        }
+    }
+    return false;
+}
+
+static int dev_alloc_live(struct kvt_engine *e, struct session *s, uint64_t bytes,
+                          struct dev_place *out) {
+    for (uint32_t i = 1; i < e->extent_top; i++) {
+        struct extent *x = &e->extents[i];
+        if (x->state != EXTENT_LIVE || x->session != session_index(e, s) ||
+            x->space.free_bytes < bytes) {
+            continue;
+        }
+        uint64_t offset;
+        int rc = kvt_ranges_alloc(&x->space, bytes, KVT_ALIGN_BYTES, &offset);
+        if (rc == 0) {
+            x->live_bytes += bytes;
+            *out = (struct dev_place){.extent = x->id, .offset = offset};
+        }
+        if (rc != -KVT_EQUOTA) {
+            return rc;
+        }
+    }
+    return -KVT_EQUOTA;
+}
+
+/* What earlier passes have asked for and has not come yet may be claimed once in this pass. */
+void dev_pass_begin(struct kvt_engine *e, struct session *s) {
+    s->creating_bytes = 0;
+    for (uint32_t i = 1; i < e->extent_top && s->extents_creating > 0; i++) {
+        const struct extent *x = &e->extents[i];
+        if (x->state == EXTENT_CREATING && x->session == session_index(e, s)) {
+            s->creating_bytes += x->bytes;
+        }
+    }
+}
+
+int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct dev_place *out) {
+    bytes = round_up(bytes, KVT_ALIGN_BYTES);
+    int rc = dev_alloc_live(e, s, bytes, out);
+    if (rc != -KVT_EQUOTA) {
+        return rc;
+    }
+    if (s->creating_bytes >= bytes) { /* an earlier pass has asked for it */
+        s->creating_bytes -= bytes;
+        return KVT_WAIT;
+    }
+    const struct kvt_engine_device *config = &e->devices[s->device].config;
+    uint64_t small = round_up(bytes, config->granule_bytes);
+    uint64_t packed = round_up(config->extent_bytes, config->granule_bytes);
+    uint64_t want = small > packed ? small : packed;
+    uint64_t available = dev_available(e, s);
+    if (want > available) {
+        want = small;
+    }
+    if (want <= available) {
+        rc = extent_create(e, s, want);
+        if (rc == 0) {
+            rc = KVT_WAIT;
+        }
+        return rc;
+    }
+    if (dev_pending(e, s)) {
+        return KVT_WAIT;
+    }
+    e->short_tier = KVT_TIER_GPU;
+    e->short_bytes = bytes;
+    return -KVT_EQUOTA;
+}
+
+void dev_free(struct kvt_engine *e, struct dev_place place, uint64_t bytes) {
+    if (place.extent == 0) {
+        return;
+    }
+    bytes = round_up(bytes, KVT_ALIGN_BYTES);
+    struct extent *x = extent_find(e, place.extent);
+    KVT_ASSERT(x != NULL);
+    KVT_ASSERT(x->live_bytes >= bytes);
+    kvt_ranges_free(&x->space, place.offset, bytes);
+    x->live_bytes -= bytes;
+    e->sweep_due |= x->live_bytes == 0;
+}
+
+static void extent_destroy(struct kvt_engine *e, struct extent *x) {
+    KVT_ASSERT(x->live_bytes == 0);
+    x->state = EXTENT_DESTROYING;
+    struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_DESTROY);
+    a->device = x->device;
+    a->extent = x->id;
+}
+
+/* The worker may have it mapped: ask. A worker that is certainly gone has nothing mapped. */
+static void extent_give_back(struct kvt_engine *e, struct extent *x) {
+    const struct session *s = &e->sessions[x->session];
+    if (!x->sent || s->dead || KVT_BROKEN(e->rules, KVT_BREAK_NO_RECLAIM) ||
+        (s->hung && KVT_BROKEN(e->rules, KVT_BREAK_FREE_BEFORE_DEATH))) {
+        extent_destroy(e, x);
+        return;
+    }
+    x->state = EXTENT_RECLAIMING;
+    if (!s->hung || s->evicted) { /* otherwise there is no socket to ask on */
+        struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_RECLAIM);
+        a->session = x->session;
+        a->extent = x->id;
+    }
+}
+
+/* Gives back empty extents. A hung-up session's go only when nothing of it is in flight. */
+void extents_sweep(struct kvt_engine *e) {
+    if (!e->sweep_due) {
+        return;
+    }
+    e->sweep_due = false;
+    for (uint32_t i = 1; i < e->extent_top; i++) {
+        struct extent *x = &e->extents[i];
+        if (x->state == EXTENT_LIVE && x->live_bytes == 0) {
+            const struct session *s = &e->sessions[x->session];
+            if ((!s->hung && !s->settling) || s->emptied) {
+                extent_give_back(e, x);
+            }
+        } else if (x->state == EXTENT_RECLAIMING && e->sessions[x->session].dead) {
+            extent_destroy(e, x);
+        }
+    }
+}
+
+void extent_created(struct kvt_engine *e, uint32_t extent, int code) {
+    struct extent *x = extent_find(e, extent);
+    KVT_ASSERT(x != NULL);
+    KVT_ASSERT(x->state == EXTENT_CREATING);
+    struct session *s = &e->sessions[x->session];
+    KVT_ASSERT(s->extents_creating > 0);
+    s->extents_creating--;
+    e->epoch++;
+    e->devices[x->device].changed_ms = e->now_ms;
+    if (code == 0) {
+        code = kvt_ranges_add(&x->space, 0, x->bytes);
+        if (code != 0) {
+            extent_destroy(e, x);
+            return;
+        }
+    }
+    if (code != 0) {
+        struct device *d = &e->devices[x->device];
+        d->used_bytes -= x->bytes;
+        s->device_bytes -= x->bytes;
+        d->full = true;
+        s->create_error = (uint32_t)(code < 0 ? -code : code);
+        kvt_ranges_destroy(&x->space);
+        x->state = 0;
+        return;
+    }
+    x->state = EXTENT_LIVE;
+    e->sweep_due = true; /* the one who asked may have gone meanwhile */
+    if (!s->hung) {
+        x->sent = true;
+        struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_SEND);
+        a->device = x->device;
+        a->session = x->session;
+        a->extent = x->id;
+        a->bytes = x->bytes;
+    }
+}
+
+void extent_destroyed(struct kvt_engine *e, uint32_t extent) {
+    struct extent *x = extent_find(e, extent);
+    KVT_ASSERT(x != NULL);
+    KVT_ASSERT(x->state == EXTENT_DESTROYING);
+    struct device *d = &e->devices[x->device];
+    KVT_ASSERT(d->used_bytes >= x->bytes);
+    d->used_bytes -= x->bytes;
+    d->full = false;
+    d->changed_ms = e->now_ms;
+    e->epoch++;
+    e->sessions[x->session].device_bytes -= x->bytes;
+    kvt_ranges_destroy(&x->space);
+    x->state = 0;
+}
+
+void extent_reclaimed(struct kvt_engine *e, uint32_t session, uint32_t extent) {
+    struct extent *x = extent_find(e, extent);
+    if (x == NULL || x->session != session || x->state != EXTENT_RECLAIMING) {
+        return; /* a lie, or late: nothing was waiting for it */
+    }
+    extent_destroy(e, x);
+}
+
+/* ---- host --------------------------------------------------------------------------------------- */
+
+static void chunk_state_set(struct kvt_engine *e, uint32_t chunk, uint8_t state) {
+    struct host *h = &e->host;
+    bool was_busy = h->chunks[chunk] == CHUNK_GROWING || h->chunks[chunk] == CHUNK_SHRINKING;
+    bool is_busy = state == CHUNK_GROWING || state == CHUNK_SHRINKING;
+    h->busy_chunks += (uint32_t)is_busy - (uint32_t)was_busy;
+    if (h->chunks[chunk] == CHUNK_ABSENT && state != CHUNK_ABSENT) {
+        h->used_bytes += h->chunk_bytes;
+    } else if (h->chunks[chunk] != CHUNK_ABSENT && state == CHUNK_ABSENT) {
+        h->used_bytes -= h->chunk_bytes;
+    }
+    h->chunks[chunk] = state;
+}
+
+static bool host_grow_one(struct kvt_engine *e) {
+    struct host *h = &e->host;
+    for (uint32_t i = 0; i < h->chunk_count; i++) {
+        if (h->chunks[i] == CHUNK_ABSENT) {
+            chunk_state_set(e, i, CHUNK_GROWING);
+            struct kvt_action *a = action_push(e, KVT_ACTION_HOST_GROW);
+            a->offset = i * h->chunk_bytes;
+            a->bytes = h->chunk_bytes;
+            return true;
+        }
+    }
+    return false;
+}
+
+int host_alloc(struct kvt_engine *e, uint64_t bytes, uint64_t *offset) {
+    struct host *h = &e->host;
+    bytes = round_up(bytes, KVT_ALIGN_BYTES);
+    int rc = kvt_ranges_alloc(&h->space, bytes, KVT_ALIGN_BYTES, offset);
+    if (rc == 0) {
+        h->live_bytes += bytes;
+    }
+    if (rc != -KVT_EQUOTA) {
+        return rc;
+    }
+    if (h->busy_chunks > 0) {
+        return KVT_WAIT;
+    }
+    if (!h->full && host_grow_one(e)) {
+        return KVT_WAIT;
+    }
+    e->short_tier = KVT_TIER_HOST;
+    e->short_bytes = bytes;
+    return -KVT_EQUOTA;
+}
+
+void host_free(struct kvt_engine *e, uint64_t offset, uint64_t bytes) {
+    if (offset == KVT_NOWHERE) {
+        return;
+    }
+    bytes = round_up(bytes, KVT_ALIGN_BYTES);
+    kvt_ranges_free(&e->host.space, offset, bytes);
+    e->host.sweep_due = true;
+    KVT_ASSERT(e->host.live_bytes >= bytes);
+    e->host.live_bytes -= bytes;
+}
+
+/* Gives back free chunks; one is kept as long as anything is allocated. */
+void host_sweep(struct kvt_engine *e) {
+    struct host *h = &e->host;
+    if (!h->sweep_due || e->settling_count > 0) {
+        return;
+    }
+    h->sweep_due = false;
+    uint64_t keep_bytes = h->live_bytes > 0 ? h->chunk_bytes : 0;
+    for (uint32_t i = h->chunk_count; i-- > 0;) {
+        if (h->space.free_bytes < keep_bytes + h->chunk_bytes) {
+            return;
+        }
+        uint64_t offset = i * h->chunk_bytes;
+        if (h->chunks[i] != CHUNK_READY || !kvt_ranges_is_free(&h->space, offset, h->chunk_bytes) ||
+            kvt_ranges_remove(&h->space, offset, h->chunk_bytes) != 0) {
+            continue;
+        }
+        chunk_state_set(e, i, CHUNK_SHRINKING);
+        struct kvt_action *a = action_push(e, KVT_ACTION_HOST_SHRINK);
+        a->offset = offset;
+        a->bytes = h->chunk_bytes;
+    }
+}
+
+void host_grown(struct kvt_engine *e, uint64_t offset, uint64_t bytes, int code) {
+    struct host *h = &e->host;
+    uint32_t chunk = (uint32_t)(offset / h->chunk_bytes);
+    KVT_ASSERT(bytes == h->chunk_bytes);
+    KVT_ASSERT(chunk < h->chunk_count);
+    KVT_ASSERT(h->chunks[chunk] == CHUNK_GROWING);
+    if (code == 0) {
+        code = kvt_ranges_add(&h->space, offset, bytes);
+    }
+    chunk_state_set(e, chunk, code == 0 ? CHUNK_READY : CHUNK_ABSENT);
+    h->full = code != 0;
+    e->epoch++;
+    h->sweep_due = true;
+}
+
+void host_shrunk(struct kvt_engine *e, uint64_t offset, uint64_t bytes) {
+    struct host *h = &e->host;
+    uint32_t chunk = (uint32_t)(offset / h->chunk_bytes);
+    KVT_ASSERT(bytes == h->chunk_bytes);
+    KVT_ASSERT(chunk < h->chunk_count);
+    KVT_ASSERT(h->chunks[chunk] == CHUNK_SHRINKING);
+    chunk_state_set(e, chunk, CHUNK_ABSENT);
+    h->full = false;
+    e->epoch++;
+}

@@ -1,0 +1,345 @@
+/* Migration: a layer of a family leaves the device, or comes back, between schedules.
+ *
+ * To the host: a place in every group first, then the copies, and only when these are complete the
+ * layer flips and its device memory is free. To the device alike. Until the flip the layer is where
+ * it was; if a copy fails it stays there.
+ *
+ * A family of segment workers moves whole groups. Dense planes are copied block by block, each
+ * distinct block once, from the row that has most of its tokens.
+ */
+#include "tiers/engine/state.h"
+
+#include <stdlib.h>
+
+struct copy_list {
+    struct kvt_copy *copy;
+    uint32_t count, room;
+    bool no_memory;
+};
+
+static void copy_push(struct copy_list *list, bool to_host, uint64_t host, struct dev_place gpu,
+                      uint64_t gpu_offset, uint64_t bytes) {
+    if (bytes == 0) {
+        return;
+    }
+    if (list->count == list->room) {
+        uint32_t room = list->room == 0 ? 32 : list->room * 2;
+        struct kvt_copy *grown = realloc(list->copy, room * sizeof(*grown));
+        if (grown == NULL) {
+            list->no_memory = true;
+            return;
+        }
+        list->copy = grown;
+        list->room = room;
+    }
+    struct kvt_place at_host = {.tier = KVT_TIER_HOST, .offset = host};
+    struct kvt_place at_gpu = {
+        .tier = KVT_TIER_GPU, .extent = gpu.extent, .offset = gpu.offset + gpu_offset};
+    list->copy[list->count++] = (struct kvt_copy){
+        .source = to_host ? at_gpu : at_host, .target = to_host ? at_host : at_gpu, .bytes = bytes};
+}
+
+/* ---- walking a family ----------------------------------------------------------------------------------- */
+
+static struct cache *family_cache(const struct kvt_engine *e, const struct family *f,
+                                  uint32_t *at) {
+    while (*at < e->config.caches_max) {
+        struct cache *c = e->caches[(*at)++];
+        if (c != NULL && c->family == f) {
+            return c;
+        }
+    }
+    return NULL;
+}
+
+static uint32_t row_blocks(const struct kvt_engine *e, const struct row *r) {
+    return (r->length + e->config.block_tokens - 1) / e->config.block_tokens;
+}
+
+static uint32_t block_tokens_of(const struct kvt_engine *e, const struct row *r, uint32_t index) {
+    uint32_t left = r->length - index * e->config.block_tokens;
+    return left < e->config.block_tokens ? left : e->config.block_tokens;
+}
+
+/* ---- copies ----------------------------------------------------------------------------------------------- */
+
+static void segment_copies(const struct kvt_engine *e, const struct family *f, uint32_t l,
+                           bool to_host, struct copy_list *list) {
+    for (const struct group *g = f->groups; g != NULL; g = g->next) {
+        uint64_t taken = (uint64_t)g->taken * e->config.block_tokens;
+        uint64_t k_all = (uint64_t)g->block_count * e->config.block_tokens * f->bytes[l].k;
+        copy_push(list, to_host, g->host[l], g->gpu[l], 0, taken * f->bytes[l].k);
+        copy_push(list, to_host, g->host[l] + k_all, g->gpu[l], k_all, taken * f->bytes[l].v);
+    }
+}
+
+static void dense_block_copies(const struct kvt_engine *e, const struct cache *c, uint32_t l,
+                               const struct row *r, uint32_t index, bool to_host,
+                               struct copy_list *list) {
+    const struct planes *p = c->planes;
+    const struct layer_bytes *bytes = &c->family->bytes[l];
+    uint64_t token =
+        (uint64_t)r->planes_row * p->capacity + (uint64_t)index * e->config.block_tokens;
+    uint64_t tokens = block_tokens_of(e, r, index);
+    uint64_t v_base = (uint64_t)p->rows * p->capacity * bytes->k;
+    copy_push(list, to_host, block_host_k(e, r->blocks[index], l), p->place[l], token * bytes->k,
+              tokens * bytes->k);
+    copy_push(list, to_host, block_host_v(e, r->blocks[index], l), p->place[l],
+              v_base + token * bytes->v, tokens * bytes->v);
+}
+
+static void dense_copies(struct kvt_engine *e, const struct family *f, uint32_t l, bool to_host,
+                         struct copy_list *list) {
+    uint64_t walk = ++e->walk;
+    struct cache *c;
+    for (uint32_t at = 0; (c = family_cache(e, f, &at)) != NULL;) {
+        for (uint32_t i = 0; i < c->row_count; i++) {
+            for (uint32_t b = 0; b < row_blocks(e, &c->rows[i]); b++) {
+                struct block *block = c->rows[i].blocks[b];
+                uint32_t tokens = block_tokens_of(e, &c->rows[i], b);
+                if (block->mark != walk || block->mark_tokens < tokens) {
+                    block->mark = walk;
+                    block->mark_tokens = tokens;
+                }
+            }
+        }
+    }
+    uint64_t copied = ++e->walk;
+    for (uint32_t at = 0; (c = family_cache(e, f, &at)) != NULL;) {
+        for (uint32_t i = 0; i < c->row_count && c->planes != NULL; i++) {
+            for (uint32_t b = 0; b < row_blocks(e, &c->rows[i]); b++) {
+                struct block *block = c->rows[i].blocks[b];
+                if (!to_host) { /* every row's plane */
+                    dense_block_copies(e, c, l, &c->rows[i], b, to_host, list);
+                } else if (block->mark == walk &&
+                           block->mark_tokens == block_tokens_of(e, &c->rows[i], b)) {
+                    block->mark = copied;
+                    dense_block_copies(e, c, l, &c->rows[i], b, to_host, list);
+                }
+            }
+        }
+    }
+}
+
+/* ---- places ------------------------------------------------------------------------------------------------- */
+
+static int host_places(struct kvt_engine *e, struct session *s, struct family *f, uint32_t l) {
+    for (struct group *g = f->groups; g != NULL; g = g->next) {
+        if (g->host[l] != KVT_NOWHERE) {
+            continue;
+        }
+        uint64_t bytes = group_layer_bytes(e, f, g->block_count, l);
+        int rc = host_alloc(e, bytes, &g->host[l]);
+        if (rc != KVT_READY) {
+            return rc;
+        }
+        f->host_bytes += bytes;
+        s->host_bytes += bytes;
+    }
+    return KVT_READY;
+}
+
+static void host_places_free(struct kvt_engine *e, struct session *s, struct family *f,
+                             uint32_t l) {
+    for (struct group *g = f->groups; g != NULL; g = g->next) {
+        if (g->host[l] != KVT_NOWHERE) {
+            uint64_t bytes = group_layer_bytes(e, f, g->block_count, l);
+            host_free(e, g->host[l], bytes);
+            g->host[l] = KVT_NOWHERE;
+            f->host_bytes -= bytes;
+            s->host_bytes -= bytes;
+        }
+    }
+}
+
+/* Fresh planes for every cache, none shared: the tokens come from the host. */
+static int planes_renew(struct kvt_engine *e, struct family *f) {
+    struct cache *c;
+    for (uint32_t at = 0; (c = family_cache(e, f, &at)) != NULL;) {
+        if (c->capacity == 0 || planes_exact(c, c->capacity)) {
+            continue;
+        }
+        if (f->resident_count > 0) {
+            return -KVT_ESTATE; /* they hold other layers' tokens */
+        }
+        struct planes *p = planes_create(f, c->row_count, c->capacity, c->id);
+        if (p == NULL) {
+            return -KVT_ENOMEM;
+        }
+        planes_unref(e, c->planes);
+        c->planes = p;
+        for (uint32_t i = 0; i < c->row_count; i++) {
+            c->rows[i].planes_row = i;
+        }
+    }
+    return KVT_READY;
+}
+
+static int gpu_places(struct kvt_engine *e, struct session *s, struct family *f, uint32_t l) {
+    int result = KVT_READY;
+    for (struct group *g = f->groups; g != NULL && family_is_segment(e, f) && result >= 0;
+         g = g->next) {
+        uint64_t bytes = group_layer_bytes(e, f, g->block_count, l);
+        bool fresh = g->gpu[l].extent == 0;
+        int rc = fresh ? dev_alloc(e, s, bytes, &g->gpu[l]) : KVT_READY;
+        if (rc != KVT_READY) {
+            result = rc;
+        } else if (fresh) {
+            f->gpu_bytes += bytes;
+        }
+    }
+    struct cache *c;
+    for (uint32_t at = 0; result >= 0 && (c = family_cache(e, f, &at)) != NULL;) {
+        if (c->planes == NULL || c->planes->place[l].extent != 0) {
+            continue;
+        }
+        int rc = dev_alloc(e, s, planes_layer_bytes(c->planes, l), &c->planes->place[l]);
+        if (rc != KVT_READY) {
+            result = rc;
+        } else {
+            f->gpu_bytes += planes_layer_bytes(c->planes, l);
+        }
+    }
+    return result;
+}
+
+static void gpu_places_free(struct kvt_engine *e, struct family *f, uint32_t l) {
+    for (struct group *g = f->groups; g != NULL && g->gpu != NULL; g = g->next) {
+        if (g->gpu[l].extent != 0) {
+            uint64_t bytes = group_layer_bytes(e, f, g->block_count, l);
+            dev_free(e, g->gpu[l], bytes);
+            g->gpu[l] = (struct dev_place){0};
+            f->gpu_bytes -= bytes;
+        }
+    }
+    struct cache *c;
+    for (uint32_t at = 0; (c = family_cache(e, f, &at)) != NULL;) {
+        if (c->planes != NULL) {
+            planes_layer_free(e, c->planes, l);
+        }
+    }
+}
+
+/* ---- the machine ---------------------------------------------------------------------------------------------- */
+
+static void migration_flip(struct kvt_engine *e, struct session *s, struct migration *m) {
+    struct family *f = m->family;
+    KVT_ASSERT(f->resident[m->layer] == m->to_host);
+    f->resident[m->layer] = !m->to_host;
+    f->resident_count += m->to_host ? (uint32_t)-1 : 1u;
+    if (m->to_host) {
+        gpu_places_free(e, f, m->layer);
+    } else {
+        host_places_free(e, s, f, m->layer);
+    }
+}
+
+static void migration_end(struct kvt_engine *e, struct session *s, bool flip) {
+    struct migration *m = &s->migration;
+    if (flip && (m->family->resident[m->layer] == m->to_host)) {
+        migration_flip(e, s, m);
+    } else if (!flip && m->to_host) {
+        host_places_free(e, s, m->family, m->layer);
+        s->demote_failed = true;
+    } else if (!flip) {
+        gpu_places_free(e, m->family, m->layer);
+        m->family->demoted = false; /* stays where it is; not tried again at every step */
+    }
+    e->devices[s->device].changed_ms = e->now_ms;
+    e->epoch++;
+    *m = (struct migration){0};
+}
+
+/* Gathers places, then submits the copies. */
+void migrate_progress(struct kvt_engine *e, struct session *s) {
+    struct migration *m = &s->migration;
+    if (m->family == NULL || m->submitted || s->schedule.phase != PHASE_NONE) {
+        return;
+    }
+    dev_pass_begin(e, s);
+    int rc =
+        m->to_host ? host_places(e, s, m->family, m->layer) : gpu_places(e, s, m->family, m->layer);
+    if (rc == KVT_WAIT) {
+        return;
+    }
+    struct copy_list list = {0};
+    if (rc == KVT_READY && family_is_segment(e, m->family)) {
+        segment_copies(e, m->family, m->layer, m->to_host, &list);
+    } else if (rc == KVT_READY) {
+        dense_copies(e, m->family, m->layer, m->to_host, &list);
+    }
+    if (rc != KVT_READY || list.no_memory) {
+        migration_end(e, s, false);
+    } else if (list.count == 0) {
+        migration_end(e, s, true);
+    } else if (copy_op_emit(e, s, list.copy, list.count) == 0) {
+        m->submitted = true;
+        if (KVT_BROKEN(e->rules, KVT_BREAK_FLIP_BEFORE_COPY)) {
+            migration_flip(e, s, m);
+        }
+    }
+    free(list.copy);
+}
+
+void migrate_completion(struct kvt_engine *e, struct session *s, struct op_record *r) {
+    if (s->migration.family == NULL) {
+        return;
+    }
+    if (r->status == KVT_DONE) {
+        s->counters.migrated_bytes += r->bytes;
+        struct cache *c;
+        uint32_t at = 0;
+        c = family_cache(e, s->migration.family, &at);
+        if (c != NULL) {
+            c->counters.migrated_bytes += r->bytes;
+        }
+    }
+    migration_end(e, s, r->status == KVT_DONE);
+}
+
+/* Sends the family's least important resident layer to the host. The session has no open schedule.
+ * KVT_WAIT: under way; KVT_READY: there is none. */
+int demote_layer(struct kvt_engine *e, struct session *s, struct family *f) {
+    KVT_ASSERT(s->schedule.phase == PHASE_NONE);
+    if (s->migration.family != NULL) {
+        return KVT_WAIT;
+    }
+    if (f->resident_count == 0) {
+        return KVT_READY;
+    }
+    struct cache *c;
+    for (uint32_t at = 0; (c = family_cache(e, f, &at)) != NULL;) {
+        settle_undo(e, c);
+    }
+    guess_discard(e, s, 0);
+    s->migration = (struct migration){
+        .family = f, .layer = f->priority[f->resident_count - 1], .to_host = true};
+    migrate_progress(e, s);
+    return KVT_WAIT;
+}
+
+/* Brings the most important layer that is not resident back. KVT_READY: all are, or there is no
+ * room. */
+int promote_layer(struct kvt_engine *e, struct session *s, struct family *f) {
+    KVT_ASSERT(s->schedule.phase == PHASE_NONE);
+    if (s->migration.family != NULL) {
+        return KVT_WAIT;
+    }
+    uint32_t most = f->layer_count;
+    if (f->resident_layers_max < most) {
+        most = f->resident_layers_max;
+    } else if (f->resident_layers_max == UINT32_MAX && f->mode == KVT_MODE_OFFLOADED) {
+        most = 0;
+    }
+    if (f->resident_count >= most) {
+        return KVT_READY;
+    }
+    if (!family_is_segment(e, f) && planes_renew(e, f) != KVT_READY) {
+        return KVT_READY;
+    }
+    guess_discard(e, s, 0);
+    s->migration =
+        (struct migration){.family = f, .layer = f->priority[f->resident_count], .to_host = false};
+    migrate_progress(e, s);
+    return s->migration.family != NULL || f->demoted ? KVT_WAIT : KVT_READY;
+}

@@ -1,0 +1,171 @@
+/* The planner: which layers stay resident, and what a step will cost.
+ *
+ * A decode step reads the layers in a fixed cycle, where least-recently-used never hits: the best
+ * is a fixed set. Sets are nested, by a fixed order: layers that later layers read first, then by
+ * bit reversal, which spreads every prefix of the order evenly over the layers, so that the link
+ * works while resident layers compute.
+ */
+#include "tiers/engine/state.h"
+
+static uint32_t reversed(uint32_t value, uint32_t bits) {
+    uint32_t result = 0;
+    for (uint32_t i = 0; i < bits; i++) {
+        result = (result << 1) | ((value >> i) & 1);
+    }
+    return result;
+}
+
+void plan_priority(uint32_t layer_count, const struct kvt_layer_layout *layers, uint32_t *order) {
+    uint32_t count = 0;
+    for (uint32_t l = 0; l < layer_count; l++) {
+        if (layers[l].last_reader > l) {
+            order[count++] = l;
+        }
+    }
+    uint32_t bits = 0;
+    while ((1u << bits) < layer_count) {
+        bits++;
+    }
+    for (uint32_t i = 0; i < (1u << bits); i++) {
+        uint32_t l = reversed(i, bits);
+        if (l < layer_count && layers[l].last_reader <= l) {
+            order[count++] = l;
+        }
+    }
+    KVT_ASSERT(count == layer_count);
+}
+
+static uint64_t round_to(uint64_t value, uint64_t to) {
+    return (value + to - 1) / to * to;
+}
+
+/* Sizes of one layer at the planned length. */
+struct layer_cost {
+    uint64_t gpu_bytes;  /* if resident */
+    uint64_t host_bytes; /* if streamed */
+    uint64_t step_bytes; /* towards the device, if streamed */
+    uint64_t slot_bytes;
+};
+
+static struct layer_cost layer_cost(const struct kvt_engine *e, const struct kvt_plan_request *r,
+                                    const struct kvt_layer_layout *l, uint32_t piece_tokens) {
+    uint64_t token = (uint64_t)kvt_layer_k_token_bytes(l) + kvt_layer_v_token_bytes(l);
+    uint64_t rows = r->options->rows;
+    bool is_static =
+        r->options->mode == KVT_MODE_STATIC || r->options->mode == KVT_MODE_OFFLOADED_STATIC;
+    uint64_t room = is_static ? r->options->tokens_max : r->tokens;
+    uint64_t whole = rows * round_to(room, e->config.block_tokens) * token;
+    return (struct layer_cost){
+        .gpu_bytes = whole,
+        .host_bytes = whole,
+        .step_bytes = rows * r->tokens * token,
+        .slot_bytes = r->worker_kind == KVT_WORKER_DENSE ? whole : piece_tokens * token};
+}
+
+static uint32_t plan_slots(const struct kvt_plan_request *r, const bool *resident,
+                           uint32_t streamed) {
+    if (streamed == 0) {
+        return 0;
+    }
+    uint32_t held_most = 0;
+    for (uint32_t at = 0; at < r->layout->layer_count && r->worker_kind == KVT_WORKER_DENSE; at++) {
+        uint32_t held = 0;
+        for (uint32_t l = 0; l < at; l++) {
+            held += !resident[l] && r->layout->layers[l].last_reader >= at;
+        }
+        held_most = held > held_most ? held : held_most;
+    }
+    uint32_t slots = 3 + held_most;
+    if (r->options->mode == KVT_MODE_OFFLOADED_STATIC && streamed % slots == 1) {
+        slots++;
+    }
+    return slots < KVT_SLOTS_MAX ? slots : KVT_SLOTS_MAX;
+}
+
+/* Fills `out` for a resident set of the first `count` layers of the order. */
+static void plan_at(const struct kvt_engine *e, const struct kvt_plan_request *r,
+                    const uint32_t *order, uint32_t count, uint32_t piece_tokens,
+                    struct kvt_plan *out) {
+    bool resident[KVT_LAYERS_MAX] = {false};
+    for (uint32_t i = 0; i < count; i++) {
+        resident[order[i]] = true;
+    }
+    *out = (struct kvt_plan){.resident_layers = count};
+    for (uint32_t l = 0; l < r->layout->layer_count; l++) {
+        const struct kvt_layer_layout *layer = &r->layout->layers[l];
+        struct layer_cost cost = layer_cost(e, r, layer, piece_tokens);
+        out->layers[l] = resident[l] ? 'R' : 'S';
+        if (resident[l]) {
+            out->device_bytes += cost.gpu_bytes;
+            continue;
+        }
+        uint64_t listings = r->worker_kind == KVT_WORKER_SEGMENT ? layer->last_reader - l + 1 : 1;
+        out->host_bytes += cost.host_bytes;
+        out->to_device_bytes_per_step += cost.step_bytes * listings;
+        out->from_device_bytes_per_step +=
+            (uint64_t)r->options->rows *
+            ((uint64_t)kvt_layer_k_token_bytes(layer) + kvt_layer_v_token_bytes(layer));
+        out->slot_bytes = cost.slot_bytes > out->slot_bytes ? cost.slot_bytes : out->slot_bytes;
+    }
+    out->slots = plan_slots(r, resident, r->layout->layer_count - count);
+    out->device_bytes += out->slots * out->slot_bytes;
+}
+
+static uint32_t plan_piece_tokens(const struct kvt_engine *e, const struct kvt_plan_request *r) {
+    uint64_t token_bytes = 1;
+    for (uint32_t l = 0; l < r->layout->layer_count; l++) {
+        const struct kvt_layer_layout *layer = &r->layout->layers[l];
+        uint64_t bytes = (uint64_t)kvt_layer_k_token_bytes(layer) + kvt_layer_v_token_bytes(layer);
+        token_bytes = bytes > token_bytes ? bytes : token_bytes;
+    }
+    uint64_t tokens = r->options->piece_tokens != 0
+                          ? r->options->piece_tokens
+                          : e->devices[r->device].config.piece_bytes / token_bytes;
+    tokens = tokens / e->config.block_tokens * e->config.block_tokens;
+    return tokens < e->config.block_tokens ? e->config.block_tokens : (uint32_t)tokens;
+}
+
+int kvt_engine_plan(const struct kvt_engine *e, const struct kvt_plan_request *r,
+                    struct kvt_plan *out, char *text, uint32_t size) {
+    int rc = kvt_layout_check(r->layout, text, size);
+    if (rc != 0) {
+        return rc;
+    }
+    if (r->device >= e->config.device_count) {
+        kvt_text_format(text, size, "plan: device %u; there are %u", r->device,
+                        e->config.device_count);
+        return -KVT_EINVAL;
+    }
+    const struct kvt_cache_options *o = r->options;
+    const struct device *d = &e->devices[r->device];
+    uint64_t budget = r->device_budget_bytes != 0 ? r->device_budget_bytes
+                                                  : d->config.budget_bytes - d->used_bytes;
+    uint64_t host = e->config.host_budget_bytes - e->host.live_bytes;
+    uint32_t order[KVT_LAYERS_MAX];
+    plan_priority(r->layout->layer_count, r->layout->layers, order);
+    bool offloaded = o->mode == KVT_MODE_OFFLOADED || o->mode == KVT_MODE_OFFLOADED_STATIC;
+    uint32_t most = o->resident_layers_max == UINT32_MAX && offloaded ? 0 : o->resident_layers_max;
+    if (o->mode == KVT_MODE_STATIC || most > r->layout->layer_count) {
+        most = r->layout->layer_count;
+    }
+    uint32_t least = o->mode == KVT_MODE_STATIC ? most : 0;
+    struct kvt_plan plan;
+    for (uint32_t count = most;; count--) {
+        plan_at(e, r, order, count, plan_piece_tokens(e, r), &plan);
+        if (plan.device_bytes <= budget || count == least) {
+            break;
+        }
+    }
+    if (plan.device_bytes > budget || plan.host_bytes > host) {
+        bool device_short = plan.device_bytes > budget;
+        kvt_text_format(text, size,
+                        "plan: %s memory: %llu bytes needed, %llu in the budget; raise the budget, "
+                        "shorten the context or take fewer rows",
+                        device_short ? "device" : "host",
+                        (unsigned long long)(device_short ? plan.device_bytes : plan.host_bytes),
+                        (unsigned long long)(device_short ? budget : host));
+        return -KVT_EQUOTA;
+    }
+    *out = plan;
+    return 0;
+}

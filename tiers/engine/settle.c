@@ -1,0 +1,277 @@
+/* STEP settles everything first: blocks for all tokens that its steps append, copies of shared
+ * tails, room in dense planes, slots. It may take several attempts, since memory arrives by
+ * completions; what was got is kept in between (in tables behind the committed length, in row.cow,
+ * in cache.planes_next). When all is there the schedule is opened in one go. If it cannot be had,
+ * the request fails and nothing has changed.
+ */
+#include "tiers/engine/state.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- what the request asks for ------------------------------------------------------------------- */
+
+static int plan_rows(struct cache *c, const struct kvt_request *r, struct step_plan *plan) {
+    uint32_t count = r->count == 0 ? c->row_count : r->count;
+    plan->rows = malloc(count * sizeof(*plan->rows));
+    plan->tokens = malloc(count * sizeof(*plan->tokens));
+    if (plan->rows == NULL || plan->tokens == NULL) {
+        return -KVT_ENOMEM;
+    }
+    plan->count = count;
+    for (uint32_t i = 0; i < count; i++) {
+        plan->rows[i] = r->count == 0 ? i : r->rows[i];
+        plan->tokens[i] = r->count == 0 ? r->tokens : r->values[i];
+    }
+    return 0;
+}
+
+static int plan_check(const struct kvt_engine *e, struct cache *c, const struct kvt_request *r,
+                      struct step_plan *plan, char *text) {
+    bool dense = !family_is_segment(e, c->family);
+    uint8_t seen[KVT_ROWS_MAX] = {0};
+    if (dense && plan->count != c->row_count) {
+        kvt_text_format(text, KVT_TEXT_BYTES,
+                        "step: %u rows; a dense worker's step names all %u rows in order "
+                        "(0 tokens for those that stand still)",
+                        plan->count, c->row_count);
+        return -KVT_EINVAL;
+    }
+    if (r->steps < 1 || r->steps > KVT_STEPS_AHEAD_MAX) {
+        kvt_text_format(text, KVT_TEXT_BYTES, "step: %u steps; accepted is 1 to %d", r->steps,
+                        KVT_STEPS_AHEAD_MAX);
+        return -KVT_EINVAL;
+    }
+    uint64_t limit = c->tokens_max != 0 ? c->tokens_max : KVT_TOKENS_MAX;
+    plan->steps = r->steps;
+    for (uint32_t i = 0; i < plan->count; i++) {
+        uint32_t row = plan->rows[i];
+        uint32_t tokens = plan->tokens[i];
+        if (row >= c->row_count || seen[row] || (dense && row != i)) {
+            kvt_text_format(text, KVT_TEXT_BYTES,
+                            "step: row %u at position %u; rows are below %u, each at most once%s",
+                            row, i, c->row_count, dense ? ", in order" : "");
+            return -KVT_EINVAL;
+        }
+        seen[row] = 1;
+        if (tokens > c->append_max) {
+            kvt_text_format(text, KVT_TEXT_BYTES,
+                            "step: row %u appends %u tokens; the cache was created for at most %u",
+                            row, tokens, c->append_max);
+            return -KVT_EINVAL;
+        }
+        uint64_t room = limit - c->rows[row].length;
+        if (tokens > room) {
+            kvt_text_format(text, KVT_TEXT_BYTES,
+                            "step: row %u has %u tokens and appends %u; its capacity is %llu", row,
+                            c->rows[row].length, tokens, (unsigned long long)limit);
+            return -KVT_EQUOTA;
+        }
+        if (tokens > 0 && plan->steps > room / tokens) {
+            plan->steps = (uint32_t)(room / tokens);
+        }
+    }
+    return 0;
+}
+
+/* ---- gathering ------------------------------------------------------------------------------------- */
+
+static void merge(int *result, int rc) {
+    if (*result >= 0 && rc != KVT_READY) {
+        *result = rc;
+    }
+}
+
+/* Whether appending to the row would write a block that others refer to, or that was ever full. */
+static bool row_needs_cow(const struct kvt_engine *e, const struct row *r) {
+    if (r->length % e->config.block_tokens == 0 ||
+        KVT_BROKEN(e->rules, KVT_BREAK_NO_COPY_ON_WRITE)) {
+        return false;
+    }
+    const struct block *tail = r->blocks[r->length / e->config.block_tokens];
+    return tail->refs > 1 || (tail->full && !KVT_BROKEN(e->rules, KVT_BREAK_FULL_BLOCK_REWRITTEN));
+}
+
+static int settle_rows(struct kvt_engine *e, struct step_plan *plan, uint32_t steps) {
+    struct cache *c = plan->cache;
+    int result = KVT_READY;
+    for (uint32_t i = 0; i < plan->count && result >= 0; i++) {
+        struct row *r = &c->rows[plan->rows[i]];
+        if (plan->tokens[i] == 0) {
+            continue;
+        }
+        if (row_needs_cow(e, r) && r->cow == NULL) {
+            merge(&result, block_alloc(e, c, r, &r->cow));
+        }
+        merge(&result, row_reserve(e, c, r, r->length + steps * plan->tokens[i]));
+    }
+    return result;
+}
+
+/* Whether the cache may use its planes as they are: its own rows, room enough, and nobody reads
+ * what a step may write. */
+bool planes_exact(struct cache *c, uint32_t capacity) {
+    struct planes *p = c->planes;
+    if (p == NULL || p->rows != c->row_count || p->capacity < capacity) {
+        return false;
+    }
+    uint32_t shortest = UINT32_MAX;
+    for (uint32_t i = 0; i < c->row_count; i++) {
+        if (c->rows[i].planes_row != i) {
+            return false;
+        }
+        shortest = c->rows[i].length < shortest ? c->rows[i].length : shortest;
+    }
+    if (p->refs == 1) {
+        p->owner = c->id;
+        p->frozen_tokens = 0;
+    }
+    return p->owner == c->id && shortest >= p->frozen_tokens;
+}
+
+/* Dense: planes and slots for rows of `capacity` tokens. */
+static int settle_dense_at(struct kvt_engine *e, struct session *s, struct cache *c,
+                           uint32_t capacity) {
+    struct family *f = c->family;
+    int result = KVT_READY;
+    if (f->resident_count > 0 && !planes_exact(c, capacity)) {
+        struct planes *next = c->planes_next;
+        if (next != NULL && (next->capacity != capacity || next->rows != c->row_count)) {
+            planes_unref(e, next);
+            next = NULL;
+        }
+        if (next == NULL) {
+            next = planes_create(f, c->row_count, capacity, c->id);
+        }
+        c->planes_next = next;
+        merge(&result, next == NULL ? -KVT_ENOMEM : planes_alloc(e, next));
+    }
+    if (result >= 0 && f->resident_count < f->layer_count) {
+        merge(&result, slots_settle(e, s, slots_needed(e, f), slot_bytes_needed(e, c, capacity)));
+    }
+    return result;
+}
+
+static int settle_dense(struct kvt_engine *e, struct session *s, struct step_plan *plan,
+                        uint32_t steps, uint32_t *capacity) {
+    struct cache *c = plan->cache;
+    uint64_t bt = e->config.block_tokens;
+    uint64_t need = 1;
+    for (uint32_t i = 0; i < plan->count; i++) {
+        uint64_t tokens = c->rows[plan->rows[i]].length + (uint64_t)steps * plan->tokens[i];
+        need = tokens > need ? tokens : need;
+    }
+    need = (need + bt - 1) / bt * bt;
+    if (need <= c->capacity) {
+        *capacity = c->capacity;
+        return settle_dense_at(e, s, c, c->capacity);
+    }
+    uint64_t slack = c->capacity + (c->capacity / 8 > bt ? c->capacity / 8 / bt * bt : bt);
+    uint64_t most =
+        c->tokens_max != 0 ? (c->tokens_max + bt - 1) / bt * bt : KVT_TOKENS_MAX / bt * bt;
+    slack = slack < need ? need : slack;
+    slack = slack > most ? most : slack;
+    *capacity = (uint32_t)slack;
+    int rc = settle_dense_at(e, s, c, *capacity);
+    if (rc == -KVT_EQUOTA && slack > need) {
+        *capacity = (uint32_t)need;
+        rc = settle_dense_at(e, s, c, *capacity);
+    }
+    return rc;
+}
+
+static int settle_segment(struct kvt_engine *e, struct session *s, struct cache *c) {
+    struct family *f = c->family;
+    if (f->resident_count == f->layer_count) {
+        return KVT_READY;
+    }
+    return slots_settle(e, s, slots_needed(e, f), slot_bytes_needed(e, c, 0));
+}
+
+/* Gives back what an attempt has gathered. */
+void settle_undo(struct kvt_engine *e, struct cache *c) {
+    for (uint32_t i = 0; i < c->row_count; i++) {
+        if (c->rows[i].cow != NULL) {
+            block_unref(e, c->rows[i].cow);
+            c->rows[i].cow = NULL;
+        }
+        row_trim(e, c, &c->rows[i]);
+    }
+    planes_unref(e, c->planes_next);
+    c->planes_next = NULL;
+}
+
+/* One attempt at `steps` steps. */
+static int settle_once(struct kvt_engine *e, struct session *s, struct step_plan *plan,
+                       uint32_t steps, uint32_t *capacity) {
+    dev_pass_begin(e, s);
+    int result = settle_rows(e, plan, steps);
+    if (result >= 0) {
+        merge(&result, family_is_segment(e, plan->cache->family)
+                           ? settle_segment(e, s, plan->cache)
+                           : settle_dense(e, s, plan, steps, capacity));
+    }
+    return result;
+}
+
+/* Brings a cache that was idle back to the device, as far as there is room. KVT_WAIT: a layer is on
+ * its way. */
+static int settle_promotion(struct kvt_engine *e, struct session *s, struct family *f) {
+    if (s->migration.family != NULL) {
+        return KVT_WAIT;
+    }
+    if (!f->demoted) {
+        return KVT_READY;
+    }
+    int rc = promote_layer(e, s, f);
+    if (rc != KVT_WAIT) {
+        f->demoted = false;
+    }
+    return rc == KVT_WAIT ? KVT_WAIT : KVT_READY;
+}
+
+/* Tries to open the schedule that the request asks for. KVT_READY: it is open. KVT_WAIT: call again
+ * when something has happened. Negative: it cannot be, the reason is in `text`. */
+int step_request(struct kvt_engine *e, struct session *s, struct pending *p, char *text) {
+    struct cache *c = cache_find(e, p->request.session, p->request.cache);
+    KVT_ASSERT(c != NULL);
+    KVT_ASSERT(s->schedule.phase == PHASE_NONE);
+    if (!p->started) {
+        s->demote_failed = false;
+    }
+    int rc = settle_promotion(e, s, c->family);
+    if (rc != KVT_READY) {
+        return rc;
+    }
+    struct step_plan plan = {.cache = c};
+    rc = plan_rows(c, &p->request, &plan);
+    if (rc == 0) {
+        rc = plan_check(e, c, &p->request, &plan, text);
+    }
+    uint32_t capacity = c->capacity;
+    if (rc == 0) {
+        rc = settle_once(e, s, &plan, plan.steps, &capacity);
+        if (rc == -KVT_EQUOTA && plan.steps > 1) {
+            settle_undo(e, c);
+            plan.steps = 1;
+            rc = settle_once(e, s, &plan, 1, &capacity);
+        }
+        if (rc == -KVT_EQUOTA) {
+            rc = memory_take(e, s, c, "step", text);
+        } else if (rc == -KVT_ESTATE) {
+            kvt_text_format(text, KVT_TEXT_BYTES,
+                            "step: the slots of this session are fixed by "
+                            "an offloaded-static cache; attach once more for another cache");
+        }
+        if (rc < 0) {
+            settle_undo(e, c);
+        }
+    }
+    if (rc == KVT_READY) {
+        c->capacity = capacity;
+        rc = schedule_open(e, s, &plan, text);
+    }
+    free(plan.rows);
+    free(plan.tokens);
+    return rc;
+}

@@ -1,0 +1,515 @@
+/* The engine's state: what its files share, and nobody else includes.
+ *
+ * Who owns whom
+ *   engine   -> sessions -> caches -> rows -> references to blocks
+ *   session  -> device extents, slots, the open schedule, the guess (prefetch), op records
+ *   family   -> the caches that were forked from each other: one layout, one resident set, and the
+ *               groups that hold their blocks. Belongs to one session.
+ *   group    -> consecutive blocks that were allocated together; for every layer one place, on the
+ *               host (streamed) or on the device (resident layers of segment workers)
+ *   planes   -> device memory of a dense cache's resident layers, [row][token][head][dim];
+ *               shared by reference between forks until one of them is materialised
+ *
+ * Invariants, walked by kvt_engine_check:
+ *   - a block's `refs` is the number of row tables and deferred lists that name it
+ *   - a layer is resident in all of a family or in none of it; a group has a device place for a
+ *     layer if it is resident (segment workers), a host place if it is not; both only while it
+ *     migrates
+ *   - a session's extents add up to what it is charged; devices add up to their sessions'; none is
+ *     above its budget
+ *   - no memory that an outstanding operation, an open schedule or a worker's mapping may touch is
+ *     free
+ */
+#ifndef KVT_ENGINE_STATE_H
+#define KVT_ENGINE_STATE_H
+
+#include "proto/schedule.h"
+#include "proto/text.h"
+#include "tiers/engine/assert.h"
+#include "tiers/engine/engine.h"
+#include "tiers/engine/mutants.h"
+#include "tiers/engine/ranges.h"
+
+#include <stddef.h>
+
+#define KVT_NOWHERE     UINT64_MAX /* a host offset that is none */
+#define KVT_ALIGN_BYTES 256        /* of every place: a GPU's copies and loads like it */
+
+/* What an attempt to get memory says. Negative: it failed for good. */
+enum { KVT_READY = 0, KVT_WAIT = 1 };
+
+struct dev_place {
+    uint32_t extent; /* id; 0: nowhere */
+    uint64_t offset;
+};
+
+/* ---- memory ------------------------------------------------------------------------------------ */
+
+enum extent_state { EXTENT_CREATING = 1, EXTENT_LIVE, EXTENT_RECLAIMING, EXTENT_DESTROYING };
+
+struct extent {
+    uint32_t id; /* index below 65536 in the low half, generation above it */
+    uint32_t device;
+    uint32_t session;
+    uint32_t state; /* enum extent_state; 0: the entry is free */
+    bool sent;      /* the worker may have mapped it */
+    uint64_t bytes;
+    uint64_t live_bytes;
+    struct kvt_ranges space;
+};
+
+struct device {
+    struct kvt_engine_device config;
+    uint64_t used_bytes; /* extents that exist or are being created or destroyed */
+    bool full; /* the device had no memory though the budget had; until something is freed */
+    bool lost;
+    uint64_t changed_ms; /* when memory last came or went */
+};
+
+enum chunk_state { CHUNK_ABSENT = 0, CHUNK_GROWING, CHUNK_READY, CHUNK_SHRINKING };
+
+struct host {
+    struct kvt_ranges space; /* free ranges of ready chunks */
+    uint8_t *chunks;         /* enum chunk_state */
+    uint32_t chunk_count;
+    uint32_t busy_chunks; /* growing or shrinking */
+    uint64_t chunk_bytes;
+    uint64_t used_bytes; /* chunks that are not absent */
+    uint64_t live_bytes;
+    bool full;      /* the machine had no memory though the budget had; until something is freed */
+    bool sweep_due; /* a chunk may have become empty */
+};
+
+/* ---- blocks ------------------------------------------------------------------------------------- */
+
+struct block {
+    uint32_t refs;
+    uint16_t index; /* in its group */
+    bool full;      /* was ever full: never written again */
+    struct group *group;
+    uint64_t mark; /* scratch of one walk: the walk's number */
+    uint32_t mark_row;
+    uint32_t mark_tokens;
+};
+
+struct group {
+    struct group *previous;
+    struct group *next;
+    struct family *family;
+    uint16_t block_count;
+    uint16_t taken;        /* blocks handed out so far, in order */
+    uint16_t live;         /* of these, with refs > 0 or in the family's spare list */
+    bool open;             /* a row takes more blocks from it */
+    uint64_t *host;        /* [layer] offset, or KVT_NOWHERE */
+    struct dev_place *gpu; /* [layer]; NULL for dense workers */
+    struct block *blocks;
+};
+
+struct layer_bytes {
+    uint32_t k; /* a token's K */
+    uint32_t v;
+};
+
+struct family {
+    uint32_t refs; /* caches */
+    uint32_t session;
+    uint32_t layer_count;
+    uint32_t mode;
+    uint32_t piece_tokens; /* segment workers: streamed pieces */
+    uint32_t resident_layers_max;
+    uint32_t resident_count;
+    bool is_static;
+    bool demoted;           /* was idle: all layers went to the host */
+    uint32_t demote_wanted; /* layers that another session waits for */
+    struct kvt_layer_layout *layers;
+    struct layer_bytes *bytes;
+    bool *resident;     /* [layer] */
+    uint32_t *priority; /* layers in the order in which they become resident */
+    struct group *groups;
+    struct block **spare; /* static: blocks that were allocated at CREATE and are not in a table */
+    uint32_t spare_count;
+    uint32_t spare_max;
+    uint64_t host_bytes;
+    uint64_t gpu_bytes;
+};
+
+/* ---- caches -------------------------------------------------------------------------------------- */
+
+struct planes {
+    uint32_t refs;
+    uint32_t rows;
+    uint32_t capacity;      /* tokens of a row */
+    uint32_t owner;         /* cache that may append in place, behind frozen_tokens */
+    uint32_t frozen_tokens; /* tokens of a row that others still read */
+    struct family *family;
+    struct dev_place *place; /* [layer]: K of all rows, then V of all rows */
+};
+
+struct row {
+    struct block **blocks;
+    uint32_t count; /* blocks in the table */
+    uint32_t room;
+    uint32_t length;     /* committed tokens */
+    uint32_t planes_row; /* dense: whose row in `planes` holds it */
+    struct group *open;
+    struct block *cow; /* settled by STEP for copy-on-write of the tail, not in the table yet */
+};
+
+struct cache {
+    uint32_t id; /* index in the low half, generation above it */
+    uint32_t session;
+    struct family *family;
+    struct planes *planes; /* dense, with resident layers; NULL: none yet */
+    struct row *rows;
+    uint32_t row_count;
+    uint32_t capacity;          /* dense: tokens of a row in slots and planes */
+    struct planes *planes_next; /* settled by STEP, moved into by the schedule */
+    uint32_t tokens_max;
+    uint32_t append_max;
+    uint64_t version; /* changes when rows do (not on crop) */
+    bool closing;
+    char name[KVT_NAME_BYTES];
+    struct kvt_counters counters;
+    uint64_t need_to_bytes;
+    uint64_t need_from_bytes;
+};
+
+/* ---- steps ---------------------------------------------------------------------------------------- */
+
+enum op_role {
+    ROLE_FILL = 1,
+    ROLE_GUESS,     /* a fill that no schedule has named yet */
+    ROLE_DISCARDED, /* a guess that was not used */
+    ROLE_WRITEBACK,
+    ROLE_COW,
+    ROLE_STEP,
+    ROLE_END, /* the step counter after a failure */
+    ROLE_MIGRATE,
+};
+
+struct op_record {
+    uint8_t role;   /* 0: the entry is free */
+    uint8_t status; /* enum kvt_completion_status, once it is complete */
+    bool complete;
+    uint32_t cache;
+    uint64_t step;
+    uint64_t bytes;
+};
+
+/* Records of a session's operations, by id: a window that ends at the last id given. */
+struct op_window {
+    struct op_record *records;
+    uint64_t capacity; /* power of two */
+    uint64_t base;     /* smallest id that is kept */
+    uint64_t next;     /* id of the next operation */
+    uint64_t outstanding;
+    uint64_t guesses; /* of these, fills that no schedule has named yet */
+};
+
+struct slot {
+    struct dev_place place;
+    uint64_t generation; /* of the last fill, named by a schedule or not */
+    uint64_t named;      /* last generation that a schedule named; 0: none since the last failure */
+    uint64_t last_op; /* a later fill waits for it: write-back of the last occupant, or its fill */
+    uint64_t free_at; /* schedule building: position behind the last reader of the occupant */
+};
+
+/* A growing array of the pieces of one or several steps. */
+struct pieces {
+    struct kvt_sched_piece *piece;
+    uint32_t piece_count, piece_room;
+    struct kvt_sched_run *run;
+    uint32_t run_count, run_room;
+    uint32_t *row; /* row sets */
+    uint32_t row_count, row_room;
+    struct kvt_sched_move *move;
+    uint32_t move_count, move_room;
+};
+
+/* The prefetch into the next step. */
+struct guess {
+    bool active;
+    uint32_t cache;
+    uint64_t version;
+    struct pieces pieces;       /* streamed ones only, in order; offsets relative to their slots */
+    uint64_t op[KVT_SLOTS_MAX]; /* [piece] its fill */
+};
+
+/* A copy-on-write of one row's tail, which is undone if it could not be completed. */
+struct cow {
+    uint32_t row;
+    uint32_t index; /* in the row's table */
+    struct block *old;
+};
+
+enum schedule_phase {
+    PHASE_NONE = 0,
+    PHASE_OPEN,
+    PHASE_DRAIN, /* failed: waits for submitted operations */
+    PHASE_STOP,  /* failed, slots posted: waits for the worker's `step` */
+};
+
+struct schedule {
+    uint32_t phase;
+    struct cache *cache;
+    uint64_t first_step;
+    uint32_t steps;
+    uint32_t committed;
+    uint64_t fail_first; /* 0: none failed */
+    uint32_t fail_code;
+    uint32_t row_count;
+    uint32_t *rows;     /* that take part */
+    uint32_t *tokens;   /* that each appends in a step */
+    uint64_t *first_op; /* [step] */
+    uint64_t *need_to;  /* [step] */
+    uint64_t *need_from;
+    uint64_t ring_offset;
+    uint64_t ring_bytes;
+    struct cow *cows;
+    uint32_t cow_count;
+    uint32_t cow_ops_left; /* host copies that are not complete */
+    bool cow_failed;
+    struct planes *old_planes; /* moved from, or through */
+    uint32_t *old_planes_row;  /* [row of the cache] before the moves */
+    bool planes_kept;          /* the moves end where they began: addresses are fixed */
+    uint32_t *lengths;         /* [row that takes part] before the first step */
+    uint32_t *fresh_from; /* [row of the cache] tokens from here on may still be on their way */
+    bool answer_abort;    /* somebody waits for the end of the abort */
+    uint64_t abort_tag;
+};
+
+/* A request that waits its turn; owns copies of its arrays. */
+struct pending {
+    struct kvt_request request;
+    struct kvt_layout *layout;
+    struct kvt_cache_options options;
+    uint32_t *rows;
+    uint32_t *values;
+    uint64_t since_ms;
+    uint64_t epoch; /* the engine's when it was last tried */
+    bool started;   /* it waits for memory, not for its turn */
+};
+
+/* A family's layer on its way between device and host. */
+struct migration {
+    struct family *family; /* NULL: none */
+    uint32_t layer;
+    bool to_host;
+    bool submitted;
+    bool failed;
+    uint32_t ops_left;
+    uint64_t bytes;
+};
+
+struct session {
+    bool in_use;
+    bool hung; /* attach socket closed, or evicted: no requests any more */
+    bool evicted;
+    bool dead;     /* the process is certainly gone */
+    bool draining; /* SESSION_CLOSE was sent to the issuer */
+    bool drained;  /* the issuer holds nothing of it */
+    bool emptied;  /* caches and host memory are gone */
+    uint32_t tenant;
+    uint32_t device;
+    uint32_t worker_kind;
+    uint8_t *ring;
+    uint64_t ring_bytes;
+    uint64_t ring_head;
+    struct slot slots[KVT_SLOTS_MAX];
+    uint32_t slot_count;
+    uint64_t slot_bytes;
+    uint32_t slot_cursor;
+    struct schedule schedule;
+    struct guess guess;
+    struct op_window ops;
+    uint64_t position;  /* of the next piece, ever growing: orders last readers */
+    bool failed_posted; /* the control page's `failed` is not 0 */
+    uint64_t step_next; /* number of the next step */
+    uint64_t committed;
+    struct pending queue[KVT_REQUESTS_MAX];
+    uint32_t queue_count;
+    struct migration migration;
+    bool demoting;      /* idle: another session wants its memory */
+    bool demote_failed; /* and it could not be done; tried again after its next step */
+    bool settling;      /* a request has begun to gather memory: empty extents stay */
+    uint32_t cache_count;
+    uint32_t extents_creating;
+    uint64_t creating_bytes; /* of these; claimed during one settling pass */
+    uint64_t device_bytes;
+    uint64_t host_bytes;
+    uint64_t last_step_ms;
+    uint32_t create_error; /* of the last extent that could not be created; 0: none */
+    struct kvt_counters counters;
+};
+
+/* Actions wait in a ring; answers own their lengths. */
+struct action_queue {
+    struct kvt_action *actions;
+    uint32_t head, count, room;
+};
+
+struct kvt_engine {
+    struct kvt_engine_config config;
+    uint64_t rules; /* left out, test builds only */
+    uint64_t now_ms;
+    uint64_t walk;  /* number of the last walk over blocks */
+    uint64_t epoch; /* grows when something happened that may let a waiting request go on */
+    uint32_t settling_count;
+    uint32_t short_tier; /* of the last -KVT_EQUOTA: enum kvt_tier_id, and what was wanted */
+    uint64_t short_bytes;
+    struct device devices[KVT_DEVICES_MAX];
+    struct host host;
+    struct session *sessions; /* [sessions_max] */
+    struct cache **caches;    /* [caches_max] */
+    uint16_t *cache_generation;
+    struct extent *extents; /* [EXTENTS_MAX]; entry 0 is not used */
+    uint32_t extent_top;    /* entries from here on were never used */
+    bool sweep_due;         /* an extent may have become empty */
+    uint16_t *extent_generation;
+    struct action_queue queue;
+    struct kvt_answer *last_answer; /* of the action taken last; owned */
+};
+
+#define EXTENTS_MAX 65536u
+
+/* ---- queue.c: requests that wait their turn ------------------------------------------------------ */
+void request_enter(struct kvt_engine *e, const struct kvt_request *r);
+void queue_progress(struct kvt_engine *e, struct session *s);
+void queue_drop(struct kvt_engine *e, struct session *s);
+void queue_expire(struct kvt_engine *e, struct session *s);
+
+/* ---- engine.c: actions ---------------------------------------------------------------------------- */
+struct kvt_action *action_push(struct kvt_engine *e, uint32_t kind);
+/* An answer to `tag`; the caller fills more in. lengths of `cache` are added if it is not NULL. */
+struct kvt_answer *answer_push(struct kvt_engine *e, uint32_t session, uint64_t tag, int code,
+                               const struct cache *cache);
+void answer_error(struct kvt_engine *e, uint32_t session, uint64_t tag, int code,
+                  const char *format, ...) __attribute__((format(printf, 5, 6)));
+struct cache *cache_find(const struct kvt_engine *e, uint32_t session, uint32_t id);
+
+/* ---- memory.c: extents and host memory --------------------------------------------------------------- */
+void dev_pass_begin(struct kvt_engine *e, struct session *s);
+int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct dev_place *out);
+void dev_free(struct kvt_engine *e, struct dev_place place, uint64_t bytes);
+uint64_t dev_available(const struct kvt_engine *e, const struct session *s);
+struct extent *extent_find(const struct kvt_engine *e, uint32_t id);
+void extents_sweep(struct kvt_engine *e);
+void extents_release(struct kvt_engine *e, struct session *s);
+int host_alloc(struct kvt_engine *e, uint64_t bytes, uint64_t *offset);
+void host_free(struct kvt_engine *e, uint64_t offset, uint64_t bytes);
+void host_sweep(struct kvt_engine *e);
+void extent_created(struct kvt_engine *e, uint32_t extent, int code);
+void extent_destroyed(struct kvt_engine *e, uint32_t extent);
+void extent_reclaimed(struct kvt_engine *e, uint32_t session, uint32_t extent);
+void host_grown(struct kvt_engine *e, uint64_t offset, uint64_t bytes, int code);
+void host_shrunk(struct kvt_engine *e, uint64_t offset, uint64_t bytes);
+uint32_t session_index(const struct kvt_engine *e, const struct session *s);
+
+/* ---- block.c: families, groups, tables ---------------------------------------------------------------- */
+struct family *family_create(const struct kvt_layout *layout, const struct kvt_cache_options *o,
+                             uint32_t session, uint32_t block_tokens);
+void family_unref(struct kvt_engine *e, struct family *f);
+uint64_t group_layer_bytes(const struct kvt_engine *e, const struct family *f, uint32_t blocks,
+                           uint32_t layer);
+int row_reserve(struct kvt_engine *e, struct cache *c, struct row *r, uint32_t tokens);
+void row_trim(struct kvt_engine *e, struct cache *c, struct row *r);
+void row_clear(struct kvt_engine *e, struct cache *c, struct row *r);
+int row_copy(struct kvt_engine *e, const struct row *from, struct row *to);
+int block_alloc(struct kvt_engine *e, struct cache *c, struct row *r, struct block **out);
+void block_ref(struct block *b);
+void block_unref(struct kvt_engine *e, struct block *b);
+int spare_fill(struct kvt_engine *e, struct cache *c, uint32_t blocks);
+uint64_t block_host_k(const struct kvt_engine *e, const struct block *b, uint32_t layer);
+uint64_t block_host_v(const struct kvt_engine *e, const struct block *b, uint32_t layer);
+struct dev_place block_gpu_k(const struct kvt_engine *e, const struct block *b, uint32_t layer);
+struct dev_place block_gpu_v(const struct kvt_engine *e, const struct block *b, uint32_t layer);
+static inline bool family_is_segment(const struct kvt_engine *e, const struct family *f) {
+    return e->sessions[f->session].worker_kind == KVT_WORKER_SEGMENT;
+}
+
+/* ---- cache.c: create, close, edits --------------------------------------------------------------------- */
+int cache_create(struct kvt_engine *e, struct session *s, const struct kvt_request *r,
+                 struct cache **out, char *text);
+void cache_destroy(struct kvt_engine *e, struct cache *c);
+int cache_edit(struct kvt_engine *e, struct session *s, const struct kvt_request *r,
+               struct cache **result, char *text);
+void planes_unref(struct kvt_engine *e, struct planes *p);
+int planes_alloc(struct kvt_engine *e, struct planes *p);
+void planes_layer_free(struct kvt_engine *e, struct planes *p, uint32_t layer);
+struct planes *planes_create(struct family *f, uint32_t rows, uint32_t capacity, uint32_t owner);
+uint64_t planes_layer_bytes(const struct planes *p, uint32_t layer);
+
+/* ---- layout of pieces: pieces.c -------------------------------------------------------------------------- */
+struct step_shape { /* what one step is: rows that take part, their lengths before it, appends */
+    const uint32_t *rows;
+    const uint32_t *lengths;
+    const uint32_t *tokens;
+    uint32_t count;
+    bool streamed_only; /* a guess: resident layers need no prefetch */
+};
+int pieces_build(struct kvt_engine *e, struct cache *c, const struct step_shape *shape,
+                 struct pieces *out);
+void pieces_mark_sources(struct kvt_engine *e, struct cache *c, const struct step_shape *shape);
+void pieces_clear(struct pieces *p);
+void pieces_free(struct pieces *p);
+uint32_t piece_tokens_of(const struct kvt_engine *e, const struct family *f);
+uint64_t slot_bytes_needed(const struct kvt_engine *e, const struct cache *c, uint32_t capacity);
+uint32_t slots_needed(const struct kvt_engine *e, const struct family *f);
+
+/* ---- settle.c: a STEP gathers its memory ------------------------------------------------------------------ */
+int step_request(struct kvt_engine *e, struct session *s, struct pending *p, char *text);
+void settle_undo(struct kvt_engine *e, struct cache *c);
+bool planes_exact(struct cache *c, uint32_t capacity);
+
+/* ---- slots.c ------------------------------------------------------------------------------------------------ */
+int slots_settle(struct kvt_engine *e, struct session *s, uint32_t count, uint64_t bytes);
+void slots_free(struct kvt_engine *e, struct session *s);
+void slots_shrink(struct kvt_engine *e, struct session *s);
+
+/* ---- schedule.c: building one ------------------------------------------------------------------------------- */
+struct step_plan { /* what STEP settled on */
+    struct cache *cache;
+    uint32_t steps;
+    uint32_t count;
+    uint32_t *rows;   /* handed over to the schedule */
+    uint32_t *tokens; /* likewise */
+};
+int schedule_open(struct kvt_engine *e, struct session *s, struct step_plan *plan, char *text);
+void schedule_close(struct kvt_engine *e, struct session *s, bool keep_cows);
+
+/* ---- program.c: its operations --------------------------------------------------------------------------- */
+int programs_emit(struct kvt_engine *e, struct session *s, struct pieces *steps,
+                  struct pieces *next);
+void guess_discard(struct kvt_engine *e, struct session *s, uint32_t from);
+int end_op_emit(struct kvt_engine *e, struct session *s);
+int copy_op_emit(struct kvt_engine *e, struct session *s, const struct kvt_copy *copies,
+                 uint32_t count);
+
+/* ---- step.c: the life of an open schedule ----------------------------------------------------------------- */
+void step_completion(struct kvt_engine *e, struct session *s, struct op_record *r);
+void step_fail(struct kvt_engine *e, struct session *s, uint64_t first_step, uint32_t code);
+void step_progress(struct kvt_engine *e, struct session *s);
+
+/* ---- ops.c: op records -------------------------------------------------------------------------------------- */
+int ops_reserve(struct op_window *w, uint64_t more);
+uint64_t ops_add(struct op_window *w, uint32_t role, uint32_t cache, uint64_t step, uint64_t bytes);
+struct op_record *ops_find(const struct op_window *w, uint64_t id);
+void ops_complete(struct op_window *w, struct op_record *r, uint32_t status);
+void ops_trim(struct op_window *w);
+
+/* ---- migrate.c ------------------------------------------------------------------------------------------------ */
+int demote_layer(struct kvt_engine *e, struct session *s, struct family *f);
+int promote_layer(struct kvt_engine *e, struct session *s, struct family *f);
+void migrate_completion(struct kvt_engine *e, struct session *s, struct op_record *r);
+void migrate_progress(struct kvt_engine *e, struct session *s);
+
+/* ---- admit.c: where memory is taken from -------------------------------------------------------------------- */
+int memory_take(struct kvt_engine *e, struct session *s, struct cache *c, const char *what,
+                char *text);
+void demote_progress(struct kvt_engine *e, struct session *s);
+struct family *session_family(const struct kvt_engine *e, const struct session *s, uint32_t *at);
+
+/* ---- plan.c --------------------------------------------------------------------------------------------------- */
+void plan_priority(uint32_t layer_count, const struct kvt_layer_layout *layers, uint32_t *order);
+
+#endif
