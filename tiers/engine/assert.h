@@ -15,11 +15,11 @@ void kvt_assert_hook_set(kvt_assert_hook hook);
 void kvt_assert_failed(const char *file, int line, const char *condition)
     __attribute__((noreturn, cold));
 
-#define KVT_ASSERT(condition)                                                                      \
-    do {                                                                                           \
-        if (__builtin_expect(!(condition), 0)) {                                                   \
-            kvt_assert_failed(__FILE__, __LINE__, #condition);                                     \
-        }                                                                                          \
+#define KVT_ASSERT(condition)                                  \
+    do {                                                       \
+        if (__builtin_expect(!(condition), 0)) {               \
+            kvt_assert_failed(__FILE__, __LINE__, #condition); \
+        }                                                      \
     } while (0)
 
 #ifdef __cplusplus

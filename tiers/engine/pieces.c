@@ -8,7 +8,7 @@
  *
  * Dense workers get one piece a layer, with each row's plane in one stretch.
  *
- * Offsets of streamed pieces are relative to the slot until a slot is assigned (program.c).
+ * Offsets of streamed pieces are relative to the slot until a slot is assigned (operations.c).
  */
 #include "tiers/engine/state.h"
 

@@ -477,7 +477,7 @@ struct step_plan { /* what STEP settled on */
 int schedule_open(struct kvt_engine *e, struct session *s, struct step_plan *plan, char *text);
 void schedule_close(struct kvt_engine *e, struct session *s, bool keep_cows);
 
-/* ---- program.c: its operations --------------------------------------------------------------------------- */
+/* ---- operations.c: of a schedule --------------------------------------------------------------------------- */
 int programs_emit(struct kvt_engine *e, struct session *s, struct pieces *steps,
                   struct pieces *next);
 void guess_discard(struct kvt_engine *e, struct session *s, uint32_t from);
