@@ -309,11 +309,11 @@ static int check_device(struct parser *p, struct kvt_config_device *d) {
     }
     if (d->extent_bytes > d->budget_bytes) {
         return fail(p, "[device %s] extent_size = %s: larger than the budget of %s", d->name,
-                    kvt_size_text(d->extent_bytes, a), kvt_size_text(d->budget_bytes, b));
+                    kvt_size_exact(d->extent_bytes, a), kvt_size_exact(d->budget_bytes, b));
     }
     if (d->piece_bytes > d->budget_bytes) {
         return fail(p, "[device %s] piece_size = %s: larger than the budget of %s", d->name,
-                    kvt_size_text(d->piece_bytes, a), kvt_size_text(d->budget_bytes, b));
+                    kvt_size_exact(d->piece_bytes, a), kvt_size_exact(d->budget_bytes, b));
     }
     return 0;
 }
@@ -325,11 +325,12 @@ static int check_together(struct parser *p) {
     p->set = NULL;
     if (c->host_chunk_bytes % CHUNK_GRANULE != 0) {
         return fail(p, "[host] chunk = %s: not a multiple of 64KiB",
-                    kvt_size_text(c->host_chunk_bytes, a));
+                    kvt_size_exact(c->host_chunk_bytes, a));
     }
     if (c->host_chunk_bytes > c->host_budget_bytes) {
         return fail(p, "[host] chunk = %s: larger than the budget of %s",
-                    kvt_size_text(c->host_chunk_bytes, a), kvt_size_text(c->host_budget_bytes, b));
+                    kvt_size_exact(c->host_chunk_bytes, a),
+                    kvt_size_exact(c->host_budget_bytes, b));
     }
     for (uint32_t i = 0; i < c->device_count; i++) {
         int rc = check_device(p, &c->devices[i]);

@@ -288,11 +288,11 @@ const char *kvt_option_accepted(const struct kvt_option *o, char *text, size_t s
     case KVT_OPTION_SIZE_AUTO:
         (void)snprintf(text, size, "%s%s to %s, with a unit: B, KiB, MiB, GiB, TiB",
                        o->type == KVT_OPTION_SIZE_AUTO ? "auto, or " : "",
-                       kvt_size_text(o->min, low), kvt_size_text(o->max, high));
+                       kvt_size_exact(o->min, low), kvt_size_exact(o->max, high));
         break;
     case KVT_OPTION_DURATION:
         (void)snprintf(text, size, "%s to %s, with a unit: us, ms, s, min, h",
-                       kvt_duration_text(o->min, low), kvt_duration_text(o->max, high));
+                       kvt_duration_exact(o->min, low), kvt_duration_exact(o->max, high));
         break;
     case KVT_OPTION_COUNT:
     case KVT_OPTION_POWER_OF_2:

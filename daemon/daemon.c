@@ -224,11 +224,11 @@ static void front_ready(void *context) {
         char budget[KVT_UNIT_TEXT_BYTES];
         kvt_log(KVT_LOG_INFO, "device %s: %s, budget %s", d->config.devices[i].name,
                 kvt_config_driver_name(&d->config.devices[i]),
-                kvt_size_text(d->config.devices[i].budget_bytes, budget));
+                kvt_size_exact(d->config.devices[i].budget_bytes, budget));
     }
     kvt_log(KVT_LOG_INFO, "ready: kvtierd %s, pid %ld, serves %s; host budget %s", KVT_VERSION,
             (long)getpid(), d->config.runtime_dir,
-            kvt_size_text(d->config.host_budget_bytes, host));
+            kvt_size_exact(d->config.host_budget_bytes, host));
     kvt_notify("READY=1");
 }
 

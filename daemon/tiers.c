@@ -198,7 +198,7 @@ static int check_machine(const struct kvt_config *c, char *text) {
     if (sum > machine) {
         (void)snprintf(text, KVT_CONFIG_ERROR_BYTES,
                        "[host] budget = %s: the machine has %s of memory; lower it",
-                       kvt_size_text(sum, a), kvt_size_about(machine, m));
+                       kvt_size_exact(sum, a), kvt_size_about(machine, m));
         return -KVT_ECONFIG;
     }
     for (uint32_t i = 0; i < c->device_count; i++) {
@@ -211,7 +211,7 @@ static int check_machine(const struct kvt_config *c, char *text) {
             (void)snprintf(text, KVT_CONFIG_ERROR_BYTES,
                            "[device %s] budget = %s: with the budgets before it that makes %s, and "
                            "the machine has %s of memory; lower it",
-                           d->name, kvt_size_text(d->budget_bytes, a), kvt_size_about(sum, b),
+                           d->name, kvt_size_exact(d->budget_bytes, a), kvt_size_about(sum, b),
                            kvt_size_about(machine, m));
             return -KVT_ECONFIG;
         }

@@ -154,11 +154,11 @@ static const char *exact_text(uint64_t value, const struct unit *units, char *te
     return text;
 }
 
-const char *kvt_size_text(uint64_t bytes, char *text) {
+const char *kvt_size_exact(uint64_t bytes, char *text) {
     return exact_text(bytes, size_units, text);
 }
 
-const char *kvt_duration_text(uint64_t us, char *text) {
+const char *kvt_duration_exact(uint64_t us, char *text) {
     return exact_text(us, duration_units, text);
 }
 

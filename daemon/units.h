@@ -18,8 +18,8 @@ const char *kvt_count_parse(const char *text, uint64_t *count);
 const char *kvt_uuid_parse(const char *text, uint8_t uuid[KVT_UUID_BYTES]);
 
 /* The shortest exact text: "64MiB", "100B". text has room for 32 bytes. Returns text. */
-const char *kvt_size_text(uint64_t bytes, char *text);
-const char *kvt_duration_text(uint64_t us, char *text);
+const char *kvt_size_exact(uint64_t bytes, char *text);
+const char *kvt_duration_exact(uint64_t us, char *text);
 /* Rounded to a tenth of the largest fitting unit, for sentences: "23.4 GiB". */
 const char *kvt_size_about(uint64_t bytes, char *text);
 #define KVT_UNIT_TEXT_BYTES 32
