@@ -202,10 +202,8 @@ static void schedule_clear(struct schedule *sc) {
     *sc = (struct schedule){0};
 }
 
-/* The schedule is over, in whatever way; nothing of it is in flight, and the worker has stopped
- * using what it moved from. */
-void schedule_close(struct kvt_engine *e, struct session *s, bool keep_cows) {
-    struct schedule *sc = &s->schedule;
+/* What the schedule's moves and copies came from is nobody's any more. */
+static void moved_from_free(struct kvt_engine *e, struct schedule *sc, bool keep_cows) {
     struct cache *c = sc->cache;
     for (uint32_t i = 0; i < sc->cow_count; i++) {
         struct cow *cow = &sc->cows[i];
@@ -217,10 +215,29 @@ void schedule_close(struct kvt_engine *e, struct session *s, bool keep_cows) {
             *entry = cow->old;
         }
     }
-    planes_unref(e, sc->old_planes);
-    if (e->config.poison_host && sc->ring_bytes > 0) {
-        memset(s->ring + sc->ring_offset, 0xa5, sc->ring_bytes);
+    sc->cow_count = 0;
+    for (uint32_t l = 0; sc->old_planes != NULL && l < c->family->layer_count &&
+                         KVT_BROKEN(e->rules, KVT_BREAK_PLANE_FREED_UNDER_REFERRER);
+         l++) {
+        planes_layer_free(e, sc->old_planes, l);
     }
+    planes_unref(e, sc->old_planes);
+    sc->old_planes = NULL;
+}
+
+/* Tests: nobody reads a schedule that has ended. */
+void ring_scribble(struct kvt_engine *e, struct session *s) {
+    if (e->config.poison_host && s->schedule.ring_bytes > 0) {
+        memset(s->ring + s->schedule.ring_offset, 0xa5, s->schedule.ring_bytes);
+    }
+}
+
+/* The schedule is over, in whatever way; nothing of it is in flight, and the worker has stopped
+ * using what it moved from. */
+void schedule_close(struct kvt_engine *e, struct session *s, bool keep_cows) {
+    struct schedule *sc = &s->schedule;
+    moved_from_free(e, sc, keep_cows);
+    ring_scribble(e, s);
     schedule_clear(sc);
 }
 
@@ -425,6 +442,9 @@ int schedule_open(struct kvt_engine *e, struct session *s, struct step_plan *pla
         ring_place(s, sc, ring_bytes_needed(steps, sc->steps, lead.count));
         ring_write(s, steps, &lead);
         s->step_next += sc->steps;
+        if (KVT_BROKEN(e->rules, KVT_BREAK_FREE_BEFORE_STEP)) {
+            moved_from_free(e, sc, true);
+        }
     } else if (sc->phase != PHASE_NONE) {
         planes_revert(c, sc);
         schedule_close(e, s, false);

@@ -475,6 +475,7 @@ struct step_plan { /* what STEP settled on */
     uint32_t *tokens; /* likewise */
 };
 int schedule_open(struct kvt_engine *e, struct session *s, struct step_plan *plan, char *text);
+void ring_scribble(struct kvt_engine *e, struct session *s);
 void schedule_close(struct kvt_engine *e, struct session *s, bool keep_cows);
 
 /* ---- operations.c: of a schedule --------------------------------------------------------------------------- */

@@ -38,6 +38,9 @@ static void step_commit(struct kvt_engine *e, struct session *s, uint64_t step) 
     struct kvt_action *a = action_push(e, KVT_ACTION_POST_COMMITTED);
     a->session = session_index(e, s);
     a->value = step;
+    if (KVT_BROKEN(e->rules, KVT_BREAK_SCHEDULE_OVERWRITTEN)) {
+        ring_scribble(e, s);
+    }
 }
 
 /* ---- failure ------------------------------------------------------------------------------------------- */
