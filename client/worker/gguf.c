@@ -22,6 +22,7 @@
 struct kvt_gguf {
     const uint8_t *bytes;
     size_t size_bytes;
+    size_t head_bytes;
     bool mapped; /* `bytes` is ours to unmap */
     char *name;
     struct kvt_gguf_pair *pairs;
@@ -296,6 +297,7 @@ static int parse_tensors(struct reader *r, struct kvt_gguf *gguf) {
     if (rc)
         goto out;
 
+    gguf->head_bytes = r->at;
     uint32_t alignment = ALIGNMENT_DEFAULT;
     rc = kvt_gguf_u32(gguf, "general.alignment", &alignment);
     if (rc == -KVT_ENOENT)
@@ -398,6 +400,10 @@ void kvt_gguf_close(struct kvt_gguf *gguf) {
 
 const char *kvt_gguf_name(const struct kvt_gguf *gguf) {
     return gguf->name;
+}
+
+struct kvt_gguf_string kvt_gguf_head(const struct kvt_gguf *gguf) {
+    return (struct kvt_gguf_string){(const char *)gguf->bytes, gguf->head_bytes};
 }
 
 const struct kvt_gguf_pair *kvt_gguf_pair_at(const struct kvt_gguf *gguf, uint64_t index) {

@@ -79,6 +79,9 @@ void kvt_gguf_close(struct kvt_gguf *gguf);
 /* The name given at open or parse. */
 const char *kvt_gguf_name(const struct kvt_gguf *gguf);
 
+/* Everything before the tensors' bytes: metadata, tokenizer and the tensors' descriptions. */
+struct kvt_gguf_string kvt_gguf_head(const struct kvt_gguf *gguf);
+
 /* Index access, for listings and fuzzing; NULL behind the end. */
 const struct kvt_gguf_pair *kvt_gguf_pair_at(const struct kvt_gguf *gguf, uint64_t index);
 const struct kvt_gguf_tensor *kvt_gguf_tensor_at(const struct kvt_gguf *gguf, uint64_t index);

@@ -1,0 +1,211 @@
+/*
+ * kvtier-run: the reference worker. It loads a model, asks kvtierd for the memory
+ * of K and V (or keeps them itself, --local), and generates text.
+ */
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "client/worker/fail.h"
+#include "client/worker/forward.h"
+#include "client/worker/generate.h"
+#include "client/worker/gguf.h"
+#include "client/worker/kv.h"
+#include "client/worker/model.h"
+#include "client/worker/options.h"
+#include "client/worker/pool.h"
+#include "client/worker/prompts.h"
+#include "client/worker/report.h"
+#include "client/worker/sample.h"
+#include "client/worker/tokenizer.h"
+#include "proto/errors.h"
+
+#define STATUS_FAILED      1
+#define STATUS_USAGE       2
+#define STATUS_INTERRUPTED 130
+
+static volatile sig_atomic_t interrupted;
+
+/* The first one ends the step in an orderly way; the second one ends the process. */
+static void on_interrupt(int signal_number) {
+    (void)signal_number;
+    interrupted = 1;
+}
+
+static void watch_signals(void) {
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
+    sigemptyset(&action.sa_mask);
+    (void)sigaction(SIGINT, &action, NULL);
+    (void)sigaction(SIGTERM, &action, NULL);
+}
+
+/* Everything that lives as long as the program; ended in reverse order. */
+struct program {
+    struct kvt_options options;
+    struct kvt_gguf *gguf;
+    struct kvt_tokenizer *tokenizer;
+    struct kvt_model *model;
+    struct kvt_ids prompts[KVT_PROMPTS_MAX];
+    uint32_t prompt_count;
+    struct kvt_pool *pool;
+    struct kvt_forward *forward;
+    struct run_kv *kv;
+    struct kvt_sampler sampler;
+    struct kvt_report report;
+    struct kvt_generate generate;
+    char err[1024];
+};
+
+static enum kvt_kv_dtype dtype_of(const char *name) {
+    return strcmp(name, "f32") == 0    ? KVT_KV_F32
+           : strcmp(name, "bf16") == 0 ? KVT_KV_BF16
+                                       : KVT_KV_F16;
+}
+
+static int load(struct program *p) {
+    const struct kvt_options *o = &p->options;
+    int rc;
+    if (o->random) {
+        rc = kvt_model_random(&p->model, o->random, o->layers, o->seed, p->err, sizeof(p->err));
+        if (rc == 0 && p->model->shares_layers)
+            fprintf(stderr,
+                    "kvtier-run: %s: its %" PRIu32 " layers share one set of weights, to fit this "
+                    "machine's memory\n",
+                    o->random, p->model->shape.layers);
+        return rc;
+    }
+    rc = kvt_gguf_open(&p->gguf, o->model, p->err, sizeof(p->err));
+    if (rc == 0)
+        rc = kvt_model_load(&p->model, p->gguf, o->layers, p->err, sizeof(p->err));
+    /* with ids alone a model without a tokenizer that we know is fine */
+    if (rc == 0 && kvt_tokenizer_open(&p->tokenizer, p->gguf, p->err, sizeof(p->err)) &&
+        o->prompts.count + o->prompt_files.count > 0)
+        rc = -KVT_ENOTSUP;
+    if (rc == 0 && p->tokenizer && kvt_tokenizer_count(p->tokenizer) > p->model->shape.vocabulary)
+        rc = kvt_fail(-KVT_EINVAL, p->err, sizeof(p->err),
+                      "%s: has %" PRIu32 " tokens but embeddings for %" PRIu32
+                      " only; convert the model again",
+                      o->model, kvt_tokenizer_count(p->tokenizer), p->model->shape.vocabulary);
+    return rc;
+}
+
+/* The cache that the prompts and what shall be generated need. */
+static int open_kv(struct program *p) {
+    const struct kvt_options *o = &p->options;
+    const struct kvt_model_shape *s = &p->model->shape;
+    uint32_t context = o->context ? o->context : s->context;
+    uint64_t longest = 0;
+    for (uint32_t i = 0; i < p->prompt_count; i++)
+        longest = p->prompts[i].count > longest ? p->prompts[i].count : longest;
+    uint64_t wanted = longest + (o->generate > 0 ? o->generate - 1 : 0);
+    if (wanted > context)
+        return kvt_fail(-KVT_EINVAL, p->err, sizeof(p->err),
+                        "a prompt of %" PRIu64 " tokens and %" PRIu32 " to generate do not fit in "
+                        "a context of %" PRIu32 "; shorten them (--prompt-tokens, -n) or raise "
+                        "--context",
+                        longest, o->generate, context);
+    struct run_kv_shape shape = {
+        .layers = s->layers,
+        .kv_heads = s->kv_heads,
+        .k_dim = s->k_dim,
+        .v_dim = s->v_dim,
+        .dtype = dtype_of(o->kv_dtype),
+        .rows = p->prompt_count,
+        .rows_max = p->prompt_count * o->rows,
+        .tokens_max = (uint32_t)wanted,
+        .append_max = longest < o->chunk ? (uint32_t)longest : o->chunk,
+    };
+    if (!o->local)
+        return kvt_fail(-KVT_ENOTSUP, p->err, sizeof(p->err),
+                        "no daemon support yet: give --local");
+    return run_kv_local_open(&p->kv, &shape, o->piece_tokens, p->err, sizeof(p->err));
+}
+
+static int prepare(struct program *p) {
+    const struct kvt_options *o = &p->options;
+    int rc = load(p);
+    if (rc == 0)
+        rc = kvt_prompts_read(o, p->gguf, p->tokenizer, p->model->shape.vocabulary, p->prompts,
+                              &p->prompt_count, p->err, sizeof(p->err));
+    if (rc == 0)
+        rc = kvt_report_open(&p->report, o, p->tokenizer, p->prompt_count * o->rows, p->err,
+                             sizeof(p->err));
+    if (rc == 0)
+        rc = open_kv(p);
+    if (rc)
+        return rc;
+    rc = kvt_pool_open(&p->pool, o->threads ? o->threads : kvt_pool_cpu_count());
+    if (rc == 0)
+        rc = kvt_forward_open(&p->forward, p->model, p->pool, dtype_of(o->kv_dtype), &interrupted);
+    if (rc == 0)
+        rc = kvt_sampler_open(&p->sampler, o->temperature, o->top_k, o->top_p,
+                              p->model->shape.vocabulary);
+    return rc ? kvt_fail(rc, p->err, sizeof(p->err), "starting: %s", kvt_error_text(rc)) : 0;
+}
+
+static int run(struct program *p) {
+    const struct kvt_options *o = &p->options;
+    p->generate = (struct kvt_generate){
+        .forward = p->forward,
+        .kv = p->kv,
+        .sampler = &p->sampler,
+        .tokenizer = o->ignore_end ? NULL : p->tokenizer,
+        .vocabulary = p->model->shape.vocabulary,
+        .prompts = p->prompts,
+        .prompt_count = p->prompt_count,
+        .repeat = o->rows,
+        .chunk = o->chunk,
+        .tokens_max = o->generate,
+        .steps_ahead = o->steps_ahead,
+        .seed = o->seed,
+        .watch = kvt_report_watch(&p->report),
+    };
+    int rc = kvt_generate(&p->generate, p->err, sizeof(p->err));
+    if (rc == 0 || rc == -KVT_EABORTED)
+        kvt_report_finish(&p->report, &p->generate, kvt_pool_threads(p->pool));
+    return rc;
+}
+
+static void end(struct program *p) {
+    kvt_generate_free(&p->generate);
+    kvt_report_close(&p->report);
+    kvt_sampler_close(&p->sampler);
+    if (p->kv)
+        p->kv->ops->close(p->kv);
+    kvt_forward_close(p->forward);
+    kvt_pool_close(p->pool);
+    kvt_prompts_free(p->prompts, p->prompt_count);
+    kvt_model_close(p->model);
+    kvt_tokenizer_close(p->tokenizer);
+    kvt_gguf_close(p->gguf);
+}
+
+int main(int argc, char **argv) {
+    static struct program program;
+    struct program *p = &program;
+    int status = 0;
+    if (kvt_options_parse(&p->options, argc, argv, p->err, sizeof(p->err))) {
+        fprintf(stderr, "kvtier-run: %s\n", p->err);
+        return STATUS_USAGE;
+    }
+    if (p->options.help) {
+        kvt_options_help();
+        return 0;
+    }
+    if (p->options.version) {
+        printf("kvtier-run %s\n", KVT_VERSION);
+        return 0;
+    }
+    watch_signals();
+    int rc = prepare(p);
+    if (rc == 0)
+        rc = run(p);
+    if (rc) {
+        fprintf(stderr, "%skvtier-run: %s\n", p->report.bar_shown ? "\n" : "", p->err);
+        status = rc == -KVT_EABORTED ? STATUS_INTERRUPTED : STATUS_FAILED;
+    }
+    end(p);
+    return status;
+}
