@@ -186,6 +186,7 @@ void queue_progress(struct kvt_engine *e, struct session *s) {
             continue;
         }
         char text[KVT_TEXT_BYTES] = "";
+        uint64_t epoch = e->epoch; /* what happens from here on is a reason to try again */
         int rc = -KVT_ENOENT;
         if (p->request.kind == KVT_REQUEST_CREATE ||
             cache_find(e, p->request.session, p->request.cache) != NULL) {
@@ -196,7 +197,7 @@ void queue_progress(struct kvt_engine *e, struct session *s) {
         }
         if (rc == KVT_WAIT) {
             p->started = true;
-            p->epoch = e->epoch;
+            p->epoch = epoch;
             i++;
             continue;
         }

@@ -48,7 +48,7 @@ static void step_commit(struct kvt_engine *e, struct session *s, uint64_t step) 
 /* Steps from `first_step` on will not commit. */
 void step_fail(struct kvt_engine *e, struct session *s, uint64_t first_step, uint32_t code) {
     struct schedule *sc = &s->schedule;
-    if (sc->phase != PHASE_OPEN && sc->phase != PHASE_DRAIN) {
+    if (s->hung || (sc->phase != PHASE_OPEN && sc->phase != PHASE_DRAIN)) {
         return;
     }
     uint64_t open = sc->first_step + sc->committed;
