@@ -88,8 +88,7 @@ static int prefill(struct run *r, uint32_t *done) {
                                          ends_one || g->watch.logits};
         const float *logits = NULL;
         int rc = g->kv->ops->begin(g->kv, r->counts, g->prompt_count, 1);
-        if (rc == 0)
-            rc = kvt_forward_step(g->forward, g->kv, &tokens, &logits);
+        rc = rc < 0 ? rc : kvt_forward_step(g->forward, g->kv, &tokens, &logits);
         if (rc == 0 && logits)
             rc = hand_out_logits(r, g->prompt_count, logits);
         for (uint32_t p = 0; rc == 0 && p < g->prompt_count; p++) {
@@ -158,9 +157,9 @@ static int decode(struct run *r) {
         }
         if (going == 0)
             return 0;
-        uint32_t steps = steps_wanted(r);
-        int rc = g->kv->ops->begin(g->kv, r->counts, r->row_count, steps);
-        for (uint32_t i = 0; rc == 0 && i < steps; i++) {
+        int steps = g->kv->ops->begin(g->kv, r->counts, r->row_count, steps_wanted(r));
+        int rc = steps < 0 ? steps : 0;
+        for (int i = 0; rc == 0 && i < steps; i++) {
             rc = decode_step(r);
             progress(r, true, g->decode_tokens, all);
             /* a row has ended before the others: the steps behind would be other ones */

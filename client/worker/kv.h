@@ -11,6 +11,7 @@
  * exactly one piece of its layer. After an error the caller aborts.
  *
  * Functions return 0 (or what they say) or -KVT_E...; `why` then has the sentence.
+ * -KVT_EGONE: whoever held K and V is gone, and they with it.
  * Thread: one.
  */
 #ifndef KVT_WORKER_KV_H
@@ -43,6 +44,7 @@ struct run_kv_piece {
 };
 
 struct run_kv_ops {
+    /* how many steps, at most `steps`, are open now: begin again behind the last one */
     int (*begin)(struct run_kv *kv, const uint32_t *counts, uint32_t row_count, uint32_t steps);
     /* 1: *piece is the next one of this step; 0: there is none */
     int (*next)(struct run_kv *kv, struct run_kv_piece *piece);
@@ -84,5 +86,20 @@ __attribute__((warn_unused_result)) int run_kv_local_open(struct run_kv **out,
                                                           const struct run_kv_shape *shape,
                                                           uint32_t piece_tokens, char *err,
                                                           size_t err_size);
+
+/* How the daemon shall keep a cache; as in kvtier.h's kvt_cache_create_options. */
+struct run_kv_kvtier_options {
+    const char *runtime_dir;    /* NULL: the default */
+    int mode;                   /* KVT_DYNAMIC ... */
+    uint32_t piece_tokens;      /* 0: the daemon chooses */
+    int64_t resident_layers;    /* -1: as the mode says */
+    const uint8_t *fingerprint; /* 32 bytes, or NULL */
+    const char *name;
+};
+
+/* K and V in kvtierd's keeping. Waits some seconds for the daemon to answer. */
+__attribute__((warn_unused_result)) int run_kv_kvtier_open(
+    struct run_kv **out, const struct run_kv_shape *shape,
+    const struct run_kv_kvtier_options *options, char *err, size_t err_size);
 
 #endif

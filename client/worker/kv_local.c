@@ -81,7 +81,7 @@ static int local_begin(struct run_kv *kv, const uint32_t *counts, uint32_t row_c
     memcpy(l->counts, counts, row_count * sizeof(*counts));
     l->steps_left = steps;
     open_step(l);
-    return 0;
+    return (int)steps;
 }
 
 static int local_next(struct run_kv *kv, struct run_kv_piece *piece) {

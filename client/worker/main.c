@@ -8,7 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "client/kvtier.h"
 #include "client/worker/fail.h"
+#include "client/worker/fingerprint.h"
 #include "client/worker/forward.h"
 #include "client/worker/generate.h"
 #include "client/worker/gguf.h"
@@ -25,6 +27,9 @@
 #define STATUS_FAILED      1
 #define STATUS_USAGE       2
 #define STATUS_INTERRUPTED 130
+
+/* After so many deaths of the daemon something else is wrong. */
+#define STARTS_OVER_MAX 10u
 
 static volatile sig_atomic_t interrupted;
 
@@ -91,6 +96,35 @@ static int load(struct program *p) {
     return rc;
 }
 
+static int mode_of(const char *name) {
+    return strcmp(name, "static") == 0             ? KVT_STATIC
+           : strcmp(name, "offloaded") == 0        ? KVT_OFFLOADED
+           : strcmp(name, "offloaded-static") == 0 ? KVT_OFFLOADED_STATIC
+                                                   : KVT_DYNAMIC;
+}
+
+static int open_kvtier(struct program *p, const struct run_kv_shape *shape) {
+    const struct kvt_options *o = &p->options;
+    uint8_t fingerprint[KVT_FINGERPRINT_BYTES];
+    char text[256];
+    snprintf(text, sizeof(text), "%s, seed %" PRIu64 ", %" PRIu32 " layers, %s",
+             o->random ? o->random : "", o->random ? o->seed : 0, p->model->shape.layers,
+             o->kv_dtype);
+    if (p->gguf)
+        kvt_fingerprint_file(p->gguf, text, fingerprint);
+    else
+        kvt_fingerprint_text(text, fingerprint);
+    const struct run_kv_kvtier_options kvtier = {
+        .runtime_dir = o->runtime_dir,
+        .mode = mode_of(o->mode),
+        .piece_tokens = o->piece_tokens,
+        .resident_layers = o->resident_layers,
+        .fingerprint = fingerprint,
+        .name = o->random ? o->random : o->model,
+    };
+    return run_kv_kvtier_open(&p->kv, shape, &kvtier, p->err, sizeof(p->err));
+}
+
 /* The cache that the prompts and what shall be generated need. */
 static int open_kv(struct program *p) {
     const struct kvt_options *o = &p->options;
@@ -118,8 +152,7 @@ static int open_kv(struct program *p) {
         .append_max = longest < o->chunk ? (uint32_t)longest : o->chunk,
     };
     if (!o->local)
-        return kvt_fail(-KVT_ENOTSUP, p->err, sizeof(p->err),
-                        "no daemon support yet: give --local");
+        return open_kvtier(p, &shape);
     return run_kv_local_open(&p->kv, &shape, o->piece_tokens, p->err, sizeof(p->err));
 }
 
@@ -145,6 +178,26 @@ static int prepare(struct program *p) {
     return rc ? kvt_fail(rc, p->err, sizeof(p->err), "starting: %s", kvt_error_text(rc)) : 0;
 }
 
+/*
+ * The daemon is gone, and K and V with it: attach to the next one and generate from
+ * the beginning. It comes out the same; what was shown already is not shown again.
+ */
+static int start_over(struct program *p) {
+    fprintf(stderr, "%skvtier-run: %s; attaching again and starting over\n",
+            p->report.bar_shown ? "\n" : "", p->err);
+    p->kv->ops->close(p->kv);
+    p->kv = NULL;
+    int rc = open_kv(p);
+    if (rc)
+        return rc;
+    kvt_generate_free(&p->generate);
+    kvt_report_start_over(&p->report);
+    p->generate.kv = p->kv;
+    p->generate.prompt_tokens = 0;
+    p->generate.decode_tokens = 0;
+    return kvt_generate(&p->generate, p->err, sizeof(p->err));
+}
+
 static int run(struct program *p) {
     const struct kvt_options *o = &p->options;
     p->generate = (struct kvt_generate){
@@ -163,6 +216,8 @@ static int run(struct program *p) {
         .watch = kvt_report_watch(&p->report),
     };
     int rc = kvt_generate(&p->generate, p->err, sizeof(p->err));
+    for (uint32_t i = 0; rc == -KVT_EGONE && !o->local && i < STARTS_OVER_MAX; i++)
+        rc = start_over(p);
     if (rc == 0 || rc == -KVT_EABORTED)
         kvt_report_finish(&p->report, &p->generate, kvt_pool_threads(p->pool));
     return rc;

@@ -27,8 +27,10 @@ static void write_token(const struct kvt_report *r, uint32_t id) {
 static void on_token(void *arg, uint32_t row, uint32_t id) {
     struct kvt_report *r = arg;
     (void)row;
-    if (!r->streams)
+    if (!r->streams || r->skipped < r->shown) {
+        r->skipped++;
         return;
+    }
     if (r->bar_shown) { /* on a terminal the text takes the bar's place */
         fputs("\r\033[K", stderr);
         r->bar_shown = false;
@@ -36,6 +38,8 @@ static void on_token(void *arg, uint32_t row, uint32_t id) {
     write_token(r, id);
     fflush(stdout);
     r->text_open = true;
+    r->shown++;
+    r->skipped++;
 }
 
 static void on_progress(void *arg, bool decode, uint64_t tokens, uint64_t of, double seconds) {
@@ -79,6 +83,12 @@ void kvt_report_close(struct kvt_report *r) {
     if (r->logits)
         fclose(r->logits);
     r->logits = NULL;
+}
+
+void kvt_report_start_over(struct kvt_report *r) {
+    r->skipped = 0;
+    if (r->logits)
+        rewind(r->logits);
 }
 
 struct kvt_generate_watch kvt_report_watch(struct kvt_report *r) {

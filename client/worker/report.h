@@ -15,7 +15,9 @@ struct kvt_report {
     bool streams; /* one row's text as it comes */
     bool shows_progress;
     bool bar_shown;
-    bool text_open; /* the last thing on a terminal is text without a line end */
+    bool text_open;   /* the last thing on a terminal is text without a line end */
+    uint64_t shown;   /* tokens that were streamed */
+    uint64_t skipped; /* of them, seen again since the generation started over */
     FILE *logits;
 };
 
@@ -26,6 +28,9 @@ __attribute__((warn_unused_result)) int kvt_report_open(struct kvt_report *repor
                                                         uint32_t row_count, char *err,
                                                         size_t err_size);
 void kvt_report_close(struct kvt_report *report);
+
+/* The generation starts over and will come out the same: what was streamed is not shown again. */
+void kvt_report_start_over(struct kvt_report *report);
 
 /* What kvt_generate calls meanwhile. */
 struct kvt_generate_watch kvt_report_watch(struct kvt_report *report);
