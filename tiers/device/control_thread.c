@@ -43,8 +43,7 @@ static void answer_ask(struct kvt_device *d, const struct kvt_ask *ask) {
     case KVT_ASK_LOST:
         e.kind = KVT_DEVICE_LOST;
         e.code = ask->code;
-        snprintf(e.text, sizeof(e.text), "device %s is lost: %s failed: %s; restart the daemon",
-                 d->info.name, ask->what, kvt_error_text(ask->code));
+        snprintf(e.text, sizeof(e.text), "%s failed: %s", ask->what, kvt_error_text(ask->code));
         break;
     default:
         KVT_ASSERT(!"a known question");

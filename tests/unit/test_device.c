@@ -1,0 +1,690 @@
+/* The device: order of a session's life, events that do not fit, two devices at once, and a driver
+ * that is slow, refuses, or is lost. A driver made of the cpu driver and a few switches plays that
+ * part. Workers as processes of their own are in test_device_worker.c. */
+#include "proto/errors.h"
+#include "tests/support/cunit_run.h"
+#include "tests/support/device_rig.h"
+#include "tiers/device/counter.h"
+#include "tiers/host/bell.h"
+
+#include <CUnit/Basic.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MIB (UINT64_C(1) << 20)
+
+/* ---- the driver with switches ------------------------------------------------------------------ */
+
+static struct {
+    bool can_sleep;
+    uint32_t page_delay_us; /* page_added takes so long */
+    bool page_refused;
+    uint32_t copy_refused; /* atomic: so many copies are refused */
+    bool copy_lost;        /* atomic */
+    bool post_lost;        /* atomic */
+    bool poll_lost;        /* atomic */
+    uint32_t waits;        /* atomic: calls of wait */
+    uint32_t pages;        /* atomic: added and not removed */
+    uint32_t closed;
+    bool hold; /* atomic: extent_create waits */
+} act;
+
+static const struct kvt_driver_ops *const cpu = &kvt_cpu_driver_ops;
+
+static void pause_us(uint32_t us) {
+    struct timespec t = {.tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000L};
+    nanosleep(&t, NULL);
+}
+
+static int act_open(const struct kvt_driver_config *c, struct kvt_driver **out,
+                    struct kvt_driver_info *info, char *text) {
+    int rc = cpu->open(c, out, info, text);
+    info->can_sleep = act.can_sleep;
+    return rc;
+}
+
+static void act_close(struct kvt_driver *d) {
+    act.closed++;
+    cpu->close(d);
+}
+
+static int act_extent_create(struct kvt_driver *d, uint32_t extent, uint64_t bytes,
+                             struct kvt_export *out, char *text) {
+    while (__atomic_load_n(&act.hold, __ATOMIC_ACQUIRE)) {
+        pause_us(100);
+    }
+    return cpu->extent_create(d, extent, bytes, out, text);
+}
+
+static int act_extent_destroy(struct kvt_driver *d, uint32_t extent, char *text) {
+    return cpu->extent_destroy(d, extent, text);
+}
+
+static int act_host_added(struct kvt_driver *d, uint64_t offset, uint64_t bytes, char *text) {
+    return cpu->host_added(d, offset, bytes, text);
+}
+
+static int act_host_removed(struct kvt_driver *d, uint64_t offset, uint64_t bytes, char *text) {
+    return cpu->host_removed(d, offset, bytes, text);
+}
+
+static int act_page_added(struct kvt_driver *d, uint32_t session, struct kvt_control_page *page,
+                          char *text) {
+    pause_us(act.page_delay_us);
+    if (act.page_refused) {
+        snprintf(text, KVT_TEXT_BYTES, "no page today");
+        return -KVT_EDEVICE;
+    }
+    __atomic_add_fetch(&act.pages, 1, __ATOMIC_RELAXED);
+    return cpu->page_added(d, session, page, text);
+}
+
+static void act_page_removed(struct kvt_driver *d, uint32_t session) {
+    __atomic_sub_fetch(&act.pages, 1, __ATOMIC_RELAXED);
+    cpu->page_removed(d, session);
+}
+
+static int act_copy(struct kvt_driver *d, uint32_t stream, const struct kvt_copy *c, uint32_t tag) {
+    if (__atomic_load_n(&act.copy_lost, __ATOMIC_RELAXED)) {
+        return -KVT_EDEVICE;
+    }
+    if (__atomic_load_n(&act.copy_refused, __ATOMIC_RELAXED) > 0) {
+        __atomic_sub_fetch(&act.copy_refused, 1, __ATOMIC_RELAXED);
+        return -KVT_EINVAL;
+    }
+    return cpu->copy(d, stream, c, tag);
+}
+
+static int act_post(struct kvt_driver *d, uint32_t stream, uint32_t session, uint32_t slot,
+                    uint64_t value) {
+    return __atomic_load_n(&act.post_lost, __ATOMIC_RELAXED)
+               ? -KVT_EDEVICE
+               : cpu->post(d, stream, session, slot, value);
+}
+
+static int act_poll(struct kvt_driver *d, uint32_t *tags, bool *ok, uint32_t max) {
+    return __atomic_load_n(&act.poll_lost, __ATOMIC_RELAXED) ? -KVT_EDEVICE
+                                                             : cpu->poll(d, tags, ok, max);
+}
+
+static void act_wait(struct kvt_driver *d, const struct kvt_counter *const *counters,
+                     const uint32_t *seen, uint32_t count, uint32_t timeout_us) {
+    CU_ASSERT_TRUE(act.can_sleep);
+    __atomic_add_fetch(&act.waits, 1, __ATOMIC_RELAXED);
+    cpu->wait(d, counters, seen, count, timeout_us);
+}
+
+static void act_wake(struct kvt_driver *d) {
+    CU_ASSERT_TRUE(act.can_sleep);
+    cpu->wake(d);
+}
+
+static const struct kvt_driver_ops act_ops = {.abi = KVT_DRIVER_ABI,
+                                              .name = "act",
+                                              .open = act_open,
+                                              .close = act_close,
+                                              .extent_create = act_extent_create,
+                                              .extent_destroy = act_extent_destroy,
+                                              .host_added = act_host_added,
+                                              .host_removed = act_host_removed,
+                                              .page_added = act_page_added,
+                                              .page_removed = act_page_removed,
+                                              .copy = act_copy,
+                                              .post = act_post,
+                                              .poll = act_poll,
+                                              .wait = act_wait,
+                                              .wake = act_wake};
+
+/* ---- a device with one extent ------------------------------------------------------------------ */
+
+enum { EXTENT = 1, SESSIONS = 8 };
+static struct kvt_rig rig;
+static uint8_t *extent;
+static struct kvt_control_page *pages[SESSIONS];
+
+static void start_config(struct kvt_rig_config config) {
+    config.ops = config.ops ? config.ops : &act_ops;
+    config.arena_bytes = config.arena_bytes ? config.arena_bytes : 8 * MIB;
+    config.budget_bytes = 16 * MIB;
+    config.sessions_max = SESSIONS;
+    kvt_rig_start(&rig, &config);
+    extent = kvt_rig_extent(&rig, EXTENT, 8 * MIB);
+    for (unsigned s = 0; s < SESSIONS; s++) {
+        pages[s] = kvt_rig_page();
+    }
+}
+
+static void start(void) {
+    memset(&act, 0, sizeof(act));
+    act.can_sleep = true;
+    start_config((struct kvt_rig_config){.copy_threads = 1, .spin_us = 10});
+}
+
+static void stop(void) {
+    kvt_rig_stop(&rig);
+    for (unsigned s = 0; s < SESSIONS; s++) {
+        kvt_rig_page_free(pages[s]);
+    }
+    munmap(extent, 8 * MIB);
+}
+
+/* A program of `count` fills without gates; generation 1, 2, ... of slot 0. */
+static struct kvt_program *fills(uint32_t session, uint64_t first_id, uint32_t count,
+                                 uint64_t bytes) {
+    struct kvt_program *p = kvt_rig_program(session, count);
+    for (uint32_t i = 0; i < count; i++) {
+        struct kvt_op *op = kvt_rig_op(p, KVT_OP_FILL, first_id + i, 0, kvt_on_host(0),
+                                       kvt_on_device(EXTENT, 0), bytes);
+        op->generation = first_id + i;
+    }
+    return p;
+}
+
+/* A fill that waits for a `done` that nobody posts. */
+static struct kvt_program *closed_fill(uint32_t session, uint64_t id) {
+    struct kvt_program *p = fills(session, id, 1, 100);
+    p->ops[0].done_wait = 77;
+    return p;
+}
+
+static void expect_completion(uint32_t session, uint64_t op, uint32_t status, uint64_t bytes) {
+    struct kvt_device_event e = kvt_rig_event(&rig);
+    CU_ASSERT_EQUAL_FATAL(e.kind, KVT_DEVICE_COMPLETION);
+    CU_ASSERT_EQUAL(e.session, session);
+    CU_ASSERT_EQUAL(e.completion.session, session);
+    CU_ASSERT_EQUAL(e.completion.op, op);
+    CU_ASSERT_EQUAL(e.completion.status, status);
+    CU_ASSERT_EQUAL(e.completion.bytes, bytes);
+}
+
+static uint64_t ready(uint32_t session) {
+    return __atomic_load_n(&pages[session]->ready[0].value, __ATOMIC_ACQUIRE);
+}
+
+/* ---- a session's life -------------------------------------------------------------------------- */
+
+static void one_piece(void) {
+    memset(rig.arena, 0x3c, 4096);
+    kvt_rig_open(&rig, 2, pages[2]);
+    struct kvt_program *p = kvt_rig_program(2, 3);
+    kvt_rig_op(p, KVT_OP_FILL, 1, 0, kvt_on_host(0), kvt_on_device(EXTENT, 512), 4096)->generation =
+        1;
+    kvt_rig_op(p, KVT_OP_WRITEBACK, 2, 0, kvt_on_device(EXTENT, 4096), kvt_on_host(8192), 100)
+        ->generation = 1;
+    kvt_rig_op(p, KVT_OP_STEP, 3, 0, kvt_on_host(0), kvt_on_host(0), 0)->step_wait = 1;
+    kvt_rig_submit(&rig, p);
+    expect_completion(2, 1, KVT_DONE, 4096);
+    CU_ASSERT_EQUAL(ready(2), 1);
+    CU_ASSERT_EQUAL(memcmp(extent + 512, rig.arena, 4096), 0);
+    pause_us(2000); /* long enough for the copy thread to fall asleep */
+    memset(extent + 4096, 0xc3, 100);
+    kvt_counter_post(&pages[2]->done[0], 1);
+    expect_completion(2, 2, KVT_DONE, 100);
+    CU_ASSERT_EQUAL(rig.arena[8192 + 99], 0xc3);
+    pause_us(2000);
+    kvt_counter_post(&pages[2]->step, 1);
+    expect_completion(2, 3, KVT_DONE, 0);
+    CU_ASSERT_EQUAL(kvt_rig_close(&rig, 2), 0);
+}
+
+static void test_one_piece(void) {
+    start();
+    one_piece();
+    CU_ASSERT_EQUAL(act.pages, 0);
+    stop();
+    CU_ASSERT_EQUAL(act.closed, 1);
+}
+
+static void test_one_piece_with_a_driver_that_cannot_sleep(void) {
+    memset(&act, 0, sizeof(act));
+    start_config((struct kvt_rig_config){.copy_threads = 1, .spin_us = 10});
+    one_piece();
+    CU_ASSERT_EQUAL(act.waits, 0);
+    stop();
+}
+
+static void test_commands_wait_for_the_page(void) {
+    start();
+    act.page_delay_us = 20000;
+    kvt_rig_open(&rig, 3, pages[3]);
+    kvt_rig_submit(&rig, fills(3, 1, 2, 100));
+    kvt_rig_submit(&rig, closed_fill(3, 3));
+    kvt_rig_command(
+        &rig, &(struct kvt_device_command){.kind = KVT_DEVICE_CANCEL, .session = 3, .value = 3});
+    kvt_rig_submit(&rig, fills(3, 4, 1, 100));
+    CU_ASSERT_EQUAL(ready(3), 0);      /* or the machine stood still for 20 ms */
+    for (unsigned i = 0; i < 4; i++) { /* the cancelled one is the first to be complete */
+        uint64_t op = i == 0 ? 3 : i < 3 ? i : 4;
+        expect_completion(3, op, op == 3 ? KVT_CANCELLED : KVT_DONE, op == 3 ? 0 : 100);
+    }
+    CU_ASSERT_EQUAL(ready(3), 4);
+    /* Opened and closed at once: the page comes and goes. */
+    kvt_rig_open(&rig, 4, pages[4]);
+    kvt_rig_submit(&rig, closed_fill(4, 1));
+    CU_ASSERT_EQUAL(kvt_rig_close(&rig, 4), 1);
+    CU_ASSERT_EQUAL(act.pages, 1);
+    stop();
+    CU_ASSERT_EQUAL(act.pages, 0);
+}
+
+/* More commands than are held for pages that are being registered: those of a session that is open
+ * wait with them, and none is lost or reordered. */
+static void test_many_commands_wait_for_the_page(void) {
+    enum { COMMANDS = 3000 };
+    start();
+    act.page_delay_us = 5000;
+    kvt_rig_open(&rig, 5, pages[5]);
+    for (uint32_t i = 1; i <= COMMANDS; i++) {
+        kvt_rig_submit(&rig, fills(5, i, 1, 8));
+    }
+    for (uint32_t i = 1; i <= COMMANDS; i++) {
+        expect_completion(5, i, KVT_DONE, 8);
+    }
+    stop();
+}
+
+static void test_page_refused(void) {
+    start();
+    act.page_refused = true;
+    kvt_rig_open(&rig, 1, pages[1]);
+    kvt_rig_submit(&rig, fills(1, 1, 1, 100));
+    bool failed = false;
+    bool completed = false;
+    while (!failed || !completed) {
+        struct kvt_device_event e = kvt_rig_event(&rig);
+        CU_ASSERT_EQUAL(e.session, 1);
+        if (e.kind == KVT_DEVICE_SESSION_FAILED) {
+            CU_ASSERT_EQUAL(e.code, -KVT_EDEVICE);
+            CU_ASSERT_STRING_EQUAL(e.text, "no page today");
+            failed = true;
+        } else {
+            CU_ASSERT_EQUAL_FATAL(e.kind, KVT_DEVICE_COMPLETION);
+            CU_ASSERT_EQUAL(e.completion.status, KVT_FAILED);
+            completed = true;
+        }
+    }
+    CU_ASSERT_EQUAL(ready(1), 0);
+    act.page_refused = false;
+    one_piece(); /* others go on */
+    CU_ASSERT_EQUAL(kvt_rig_close(&rig, 1), 0);
+    kvt_rig_open(&rig, 1, pages[1]); /* and its index can be used again */
+    kvt_rig_submit(&rig, fills(1, 1, 1, 100));
+    expect_completion(1, 1, KVT_DONE, 100);
+    CU_ASSERT_EQUAL(act.pages, 1);
+    stop();
+    CU_ASSERT_EQUAL(act.pages, 0);
+}
+
+/* DRAINED comes behind the last completion, every time. */
+static void test_drained_comes_last(void) {
+    start();
+    for (unsigned round = 0; round < 2000; round++) {
+        kvt_rig_open(&rig, 6, pages[6]);
+        kvt_rig_submit(&rig, fills(6, 1, 3, 8));
+        kvt_rig_submit(&rig, closed_fill(6, 4));
+        if (kvt_rig_close(&rig, 6) != 4) {
+            CU_FAIL("a completion came after DRAINED");
+            break;
+        }
+    }
+    struct kvt_device_event e;
+    CU_ASSERT_FALSE(kvt_device_event(rig.device, &e));
+    stop();
+}
+
+/* ---- queues that are full ---------------------------------------------------------------------- */
+
+static void test_events_that_do_not_fit(void) {
+    enum { FILLS = 20000 }; /* several times what the queue holds */
+    start();
+    kvt_rig_open(&rig, 0, pages[0]);
+    kvt_rig_submit(&rig, fills(0, 1, FILLS, 8));
+    kvt_rig_submit(&rig, closed_fill(0, FILLS + 1));
+    /* The loop takes nothing, and the copy thread goes on to the end. */
+    kvt_rig_counter_wait(&pages[0]->ready[0], FILLS, 0);
+    kvt_rig_open(&rig, 1, pages[1]);
+    kvt_rig_submit(&rig, fills(1, 1, 1, 8));
+    kvt_rig_counter_wait(&pages[1]->ready[0], 1, 0);
+    /* Then everything is there, once and in order. */
+    for (uint32_t i = 1; i <= FILLS; i++) {
+        expect_completion(0, i, KVT_DONE, 8);
+    }
+    expect_completion(1, 1, KVT_DONE, 8);
+    CU_ASSERT_EQUAL(kvt_rig_close(&rig, 0), 1);
+    stop();
+}
+
+static void test_control_events_that_do_not_fit(void) {
+    enum { ROUNDS = 300 }; /* two events each: more than the queue holds */
+    start();
+    for (uint32_t i = 0; i < ROUNDS; i++) {
+        kvt_rig_command(&rig, &(struct kvt_device_command){
+                                  .kind = KVT_DEVICE_EXTENT_CREATE, .extent = 2, .bytes = 4096});
+        kvt_rig_command(&rig, &(struct kvt_device_command){.kind = KVT_DEVICE_EXTENT_DESTROY,
+                                                           .extent = 2});
+    }
+    kvt_rig_open(&rig, 7, pages[7]); /* its page has to wait behind them */
+    kvt_rig_submit(&rig, fills(7, 1, 1, 8));
+    pause_us(20000);
+    uint32_t created = 0;
+    uint32_t destroyed = 0;
+    uint32_t completed = 0;
+    while (created + destroyed + completed < 2 * ROUNDS + 1) {
+        struct kvt_device_event e = kvt_rig_event(&rig);
+        if (e.kind == KVT_DEVICE_EXTENT_CREATED) {
+            CU_ASSERT_EQUAL(e.code, 0);
+            close(e.exported.fd);
+            CU_ASSERT_EQUAL(created, destroyed);
+            created++;
+        } else if (e.kind == KVT_DEVICE_EXTENT_DESTROYED) {
+            destroyed++;
+        } else {
+            CU_ASSERT_EQUAL_FATAL(e.kind, KVT_DEVICE_COMPLETION);
+            completed++;
+        }
+    }
+    CU_ASSERT_EQUAL(created, ROUNDS);
+    CU_ASSERT_EQUAL(destroyed, ROUNDS);
+    stop();
+}
+
+static void test_command_queue_full(void) {
+    start();
+    kvt_rig_open(&rig, 0, pages[0]);
+    kvt_rig_submit(&rig, fills(0, 1, 1, 8));
+    expect_completion(0, 1, KVT_DONE, 8);
+    __atomic_store_n(&act.hold, true, __ATOMIC_RELEASE);
+    struct kvt_device_command c = {
+        .kind = KVT_DEVICE_EXTENT_CREATE, .extent = 2, .bytes = UINT64_C(1) << 40};
+    uint32_t accepted = 0;
+    while (kvt_device_command(rig.device, &c) == 0 && accepted < 100000) {
+        accepted++;
+    }
+    CU_ASSERT_EQUAL(kvt_device_command(rig.device, &c), -KVT_EBUSY);
+    CU_ASSERT_TRUE(accepted < 100000);
+    /* A control thread that hangs in the driver holds back no copy of an open session. */
+    kvt_rig_submit(&rig, fills(0, 2, 1, 8));
+    expect_completion(0, 2, KVT_DONE, 8);
+    __atomic_store_n(&act.hold, false, __ATOMIC_RELEASE);
+    for (uint32_t i = 0; i < accepted; i++) {
+        CU_ASSERT_EQUAL(kvt_rig_event(&rig).code, -KVT_EQUOTA);
+    }
+    stop();
+}
+
+/* ---- control ----------------------------------------------------------------------------------- */
+
+static void test_extents_and_host_memory(void) {
+    start();
+    kvt_rig_command(&rig, &(struct kvt_device_command){
+                              .kind = KVT_DEVICE_EXTENT_CREATE, .extent = 9, .bytes = 64 * MIB});
+    struct kvt_device_event e = kvt_rig_event(&rig);
+    CU_ASSERT_EQUAL(e.kind, KVT_DEVICE_EXTENT_CREATED);
+    CU_ASSERT_EQUAL(e.extent, 9);
+    CU_ASSERT_EQUAL(e.code, -KVT_EQUOTA);
+    CU_ASSERT_EQUAL(e.exported.fd, -1);
+    CU_ASSERT_PTR_NOT_NULL(strstr(e.text, "64 MiB"));
+    kvt_rig_command(&rig, &(struct kvt_device_command){
+                              .kind = KVT_DEVICE_HOST_REMOVED, .offset = MIB, .bytes = MIB});
+    e = kvt_rig_event(&rig);
+    CU_ASSERT_EQUAL(e.kind, KVT_DEVICE_HOST_GONE);
+    CU_ASSERT_EQUAL(e.offset, MIB);
+    CU_ASSERT_EQUAL(e.bytes, MIB);
+    kvt_rig_open(&rig, 0, pages[0]);
+    struct kvt_program *p = fills(0, 1, 3, 100);
+    p->copies[1].source.offset = MIB; /* is gone */
+    kvt_rig_submit(&rig, p);
+    bool seen[4] = {false};
+    for (unsigned i = 0; i < 3; i++) {
+        e = kvt_rig_event(&rig);
+        CU_ASSERT_EQUAL_FATAL(e.kind, KVT_DEVICE_COMPLETION);
+        CU_ASSERT_EQUAL(e.completion.status, e.completion.op == 2 ? KVT_FAILED : KVT_DONE);
+        seen[e.completion.op] = true;
+    }
+    CU_ASSERT_TRUE(seen[1] && seen[2] && seen[3]);
+    stop();
+}
+
+static void test_info_and_limits(void) {
+    start();
+    CU_ASSERT_STRING_EQUAL(kvt_device_info(rig.device)->name, "cpu");
+    stop();
+    char text[KVT_TEXT_BYTES];
+    struct kvt_device *d = NULL;
+    struct kvt_device_config c = {.ops = &act_ops,
+                                  .driver = {.budget_bytes = MIB},
+                                  .issuer = {.sessions_max = 1,
+                                             .inflight_max = KVT_DRIVER_INFLIGHT_MAX + 1,
+                                             .cut_bytes = 1,
+                                             .quantum_bytes = 1}};
+    CU_ASSERT_EQUAL(kvt_device_start(&c, &d, text), -KVT_ECONFIG);
+    CU_ASSERT_PTR_NOT_NULL(strstr(text, "257"));
+    c.issuer.inflight_max = 1;
+    c.driver.budget_bytes = UINT64_MAX / 2;
+    CU_ASSERT_EQUAL(kvt_device_start(&c, &d, text), -KVT_ECONFIG);
+    CU_ASSERT_PTR_NOT_NULL(strstr(text, "this machine has"));
+    CU_ASSERT_PTR_NULL(d);
+    kvt_device_stop(NULL);
+}
+
+static void test_stop_in_the_middle(void) {
+    start();
+    act.page_delay_us = 1000;
+    for (uint32_t s = 0; s < SESSIONS; s++) {
+        kvt_rig_open(&rig, s, pages[s]);
+        kvt_rig_submit(&rig, fills(s, 1, 100, 100000));
+        kvt_rig_submit(&rig, closed_fill(s, 101));
+        kvt_rig_command(&rig, &(struct kvt_device_command){.kind = KVT_DEVICE_EXTENT_CREATE,
+                                                           .extent = 10 + s,
+                                                           .bytes = 4096});
+    }
+    kvt_rig_command(&rig, &(struct kvt_device_command){.kind = KVT_DEVICE_SESSION_CLOSE});
+    pause_us(3000); /* some pages are there, some are not; events were never taken */
+    stop();
+    CU_ASSERT_EQUAL(act.pages, 0);
+}
+
+static void test_sleeps_when_idle(void) {
+    start();
+    one_piece();
+    pause_us(5000);
+    uint32_t before = __atomic_load_n(&act.waits, __ATOMIC_RELAXED);
+    pause_us(100000);
+    CU_ASSERT_TRUE(__atomic_load_n(&act.waits, __ATOMIC_RELAXED) - before <= 1);
+    stop();
+}
+
+static void test_speed(void) {
+    uint64_t to = 1;
+    uint64_t from = 1;
+    start();
+    kvt_device_speed(rig.device, &to, &from);
+    CU_ASSERT_EQUAL(to, 0);
+    CU_ASSERT_EQUAL(from, 0);
+    kvt_rig_open(&rig, 0, pages[0]);
+    kvt_rig_submit(&rig, fills(0, 1, 4, 4 * MIB));
+    for (uint32_t i = 1; i <= 4; i++) {
+        expect_completion(0, i, KVT_DONE, 4 * MIB);
+    }
+    kvt_device_speed(rig.device, &to, &from);
+    CU_ASSERT_TRUE(to > MIB);
+    CU_ASSERT_TRUE(to < UINT64_C(1) << 50);
+    CU_ASSERT_EQUAL(from, 0);
+    struct kvt_program *p = kvt_rig_program(0, 1);
+    kvt_rig_op(p, KVT_OP_COPY, 5, 0, kvt_on_device(EXTENT, 0), kvt_on_host(0), 4 * MIB);
+    kvt_rig_submit(&rig, p);
+    expect_completion(0, 5, KVT_DONE, 4 * MIB);
+    kvt_device_speed(rig.device, &to, &from);
+    CU_ASSERT_TRUE(from > MIB);
+    stop();
+}
+
+/* ---- a driver that fails ----------------------------------------------------------------------- */
+
+static void test_copies_refused(void) {
+    start();
+    kvt_rig_open(&rig, 0, pages[0]);
+    act.copy_refused = 1;
+    kvt_rig_submit(&rig, fills(0, 1, 1, 100));
+    expect_completion(0, 1, KVT_FAILED, 0);
+    CU_ASSERT_EQUAL(ready(0), 0); /* a fill that failed posts nothing */
+    kvt_rig_submit(&rig, fills(0, 2, 1, 100));
+    expect_completion(0, 2, KVT_DONE, 100);
+    CU_ASSERT_EQUAL(ready(0), 2);
+    stop();
+}
+
+/* Fills that only wait for their post are complete without it: LOST says it all. */
+static void lose(bool *how, const char *what, uint32_t failed_min) {
+    start();
+    kvt_rig_open(&rig, 0, pages[0]);
+    kvt_rig_open(&rig, 1, pages[1]);
+    kvt_rig_submit(&rig, closed_fill(1, 1));
+    kvt_rig_submit(&rig, fills(0, 1, 1, 100));
+    expect_completion(0, 1, KVT_DONE, 100);
+    __atomic_store_n(how, true, __ATOMIC_RELAXED);
+    kvt_rig_submit(&rig, fills(0, 2, 20, 300000));
+    uint32_t completions = 0;
+    uint32_t failed = 0;
+    bool lost = false;
+    while (completions < 20 || !lost) {
+        struct kvt_device_event e = kvt_rig_event(&rig);
+        if (e.kind == KVT_DEVICE_LOST) {
+            CU_ASSERT_FALSE(lost);
+            CU_ASSERT_EQUAL(e.code, -KVT_EDEVICE);
+            CU_ASSERT_PTR_NOT_NULL(strstr(e.text, what));
+            lost = true;
+        } else {
+            CU_ASSERT_EQUAL_FATAL(e.kind, KVT_DEVICE_COMPLETION);
+            completions++;
+            failed += e.completion.status == KVT_FAILED;
+        }
+    }
+    CU_ASSERT_TRUE(failed >= failed_min);
+    CU_ASSERT_EQUAL(ready(0), 1);
+    /* Sessions still end. */
+    CU_ASSERT_EQUAL(kvt_rig_close(&rig, 0), 0);
+    CU_ASSERT_EQUAL(kvt_rig_close(&rig, 1), 1);
+    CU_ASSERT_EQUAL(act.pages, 0);
+    stop();
+}
+
+static void test_lost_in_copy(void) {
+    lose(&act.copy_lost, "submitting a copy", 20);
+}
+
+static void test_lost_in_post(void) {
+    lose(&act.post_lost, "posting", 12);
+}
+
+static void test_lost_in_poll(void) {
+    lose(&act.poll_lost, "copying", 20);
+}
+
+/* ---- two devices ------------------------------------------------------------------------------- */
+
+struct side {
+    struct kvt_rig rig;
+    struct kvt_rig_stream stream;
+    struct kvt_control_page *page;
+    uint8_t *slots;
+    uint32_t wrong_pieces;
+    uint32_t wrong_events;
+    pthread_t worker;
+    pthread_t loop;
+};
+
+static void *side_work(void *argument) {
+    struct side *x = argument;
+    const struct kvt_rig_stream *s = &x->stream;
+    for (uint32_t i = 0; i < s->pieces; i++) {
+        uint32_t slot = i % s->slots;
+        kvt_rig_counter_wait(&x->page->ready[slot], KVT_RIG_GENERATION(s, i), 0);
+        x->wrong_pieces +=
+            memcmp(x->slots + slot * kvt_rig_slot_bytes(s),
+                   x->rig.arena + i % s->distinct * s->piece_bytes, s->piece_bytes) != 0;
+        kvt_counter_post(&x->page->done[slot], KVT_RIG_GENERATION(s, i));
+    }
+    kvt_counter_post(&x->page->step, 1);
+    return NULL;
+}
+
+static void *side_loop(void *argument) {
+    struct side *x = argument;
+    kvt_rig_open(&x->rig, x->stream.session, x->page);
+    kvt_rig_submit(&x->rig, kvt_rig_stream_program(&x->stream));
+    for (uint32_t i = 0; i < KVT_RIG_STREAM_OPS(&x->stream); i++) {
+        struct kvt_device_event e = kvt_rig_event(&x->rig);
+        x->wrong_events += e.kind != KVT_DEVICE_COMPLETION || e.completion.status != KVT_DONE;
+    }
+    x->wrong_events += kvt_rig_close(&x->rig, x->stream.session) != 0;
+    return NULL;
+}
+
+static void test_two_devices(void) {
+    static struct side sides[2];
+    for (unsigned i = 0; i < 2; i++) {
+        struct side *x = &sides[i];
+        *x = (struct side){.stream = {.session = i,
+                                      .extent = 3 + i,
+                                      .slots = 2 + i,
+                                      .pieces = 300,
+                                      .distinct = 5,
+                                      .piece_bytes = i ? 3000 : 200000}};
+        kvt_rig_start(&x->rig, &(struct kvt_rig_config){.ops = &kvt_cpu_driver_ops,
+                                                        .arena_bytes = 2 * MIB,
+                                                        .budget_bytes = MIB,
+                                                        .copy_threads = 1});
+        for (uint64_t b = 0; b < MIB; b++) {
+            x->rig.arena[b] = (uint8_t)(b * (3 + i) >> 8 ^ b);
+        }
+        x->page = kvt_rig_page();
+        x->slots = kvt_rig_extent(&x->rig, x->stream.extent, 512 << 10);
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        CU_ASSERT_EQUAL_FATAL(pthread_create(&sides[i].worker, NULL, side_work, &sides[i]), 0);
+        CU_ASSERT_EQUAL_FATAL(pthread_create(&sides[i].loop, NULL, side_loop, &sides[i]), 0);
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        pthread_join(sides[i].worker, NULL);
+        pthread_join(sides[i].loop, NULL);
+        CU_ASSERT_EQUAL(sides[i].wrong_pieces, 0);
+        CU_ASSERT_EQUAL(sides[i].wrong_events, 0);
+        munmap(sides[i].slots, 512 << 10);
+        kvt_rig_page_free(sides[i].page);
+        kvt_rig_stop(&sides[i].rig);
+    }
+}
+
+int main(void) {
+    CU_TestInfo tests[] = {
+        {"one piece", test_one_piece},
+        {"one piece with a driver that cannot sleep",
+         test_one_piece_with_a_driver_that_cannot_sleep},
+        {"commands wait for the page", test_commands_wait_for_the_page},
+        {"many commands wait for the page", test_many_commands_wait_for_the_page},
+        {"page refused", test_page_refused},
+        {"drained comes last", test_drained_comes_last},
+        {"events that do not fit", test_events_that_do_not_fit},
+        {"control events that do not fit", test_control_events_that_do_not_fit},
+        {"command queue full", test_command_queue_full},
+        {"extents and host memory", test_extents_and_host_memory},
+        {"info and limits", test_info_and_limits},
+        {"stop in the middle", test_stop_in_the_middle},
+        {"sleeps when idle", test_sleeps_when_idle},
+        {"speed", test_speed},
+        {"copies refused", test_copies_refused},
+        {"lost in copy", test_lost_in_copy},
+        {"lost in post", test_lost_in_post},
+        {"lost in poll", test_lost_in_poll},
+        {"two devices", test_two_devices},
+        CU_TEST_INFO_NULL,
+    };
+    return kvt_cunit_run("device", tests);
+}
