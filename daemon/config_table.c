@@ -21,8 +21,8 @@ const char *const kvt_section_names[KVT_SECTIONS] = {"daemon", "host", "device N
 const char *const kvt_section_prose[KVT_SECTIONS] = {
     "The service itself.",
     "Host memory: the authoritative copy of everything that is streamed, for all devices.",
-    "A device that workers compute on; one section for each. NAME has letters, digits, - and _. "
-    "Without any such section there is one device, cpu0, with the defaults below.",
+    ("A device that workers compute on; one section for each. NAME has letters, digits, - and _. "
+     "Without any such section there is one device, cpu0, with the defaults below."),
 };
 
 const struct kvt_option kvt_options[] = {
