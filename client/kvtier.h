@@ -163,14 +163,16 @@ struct kvt_run {
 };
 
 struct kvt_piece {
-    uint32_t layer;       /* whose K and V */
-    uint32_t reader;      /* layer that attends now (differs when a later layer reads them) */
-    uint32_t last_reader; /* kvt_piece_done is due behind that layer's attention */
-    uint32_t streamed;    /* 0: resident */
-    uint32_t last;        /* 1: the layer's last piece */
-    uint32_t slot;        /* streamed: index in the control page */
-    uint64_t ready;       /* streamed: value that kvt_piece_wait waits for */
-    uint64_t done;        /* streamed: value that kvt_piece_done posts */
+    uint32_t layer;  /* whose K and V */
+    uint32_t reader; /* layer that attends now (differs when a later layer reads them) */
+    uint32_t
+        last_reader;   /* kvt_piece_done is due behind that layer's attention; segment workers: */
+                       /* always the reader */
+    uint32_t streamed; /* 0: resident */
+    uint32_t last;     /* 1: the layer's last piece */
+    uint32_t slot;     /* streamed: index in the control page */
+    uint64_t ready;    /* streamed: value that kvt_piece_wait waits for */
+    uint64_t done;     /* streamed: value that kvt_piece_done posts */
     uint32_t run_count;
     const struct kvt_run *runs;
     /* Dense workers: planes [row][token][kv_head][head_dim] of all rows of the step */
@@ -182,7 +184,8 @@ struct kvt_piece {
 };
 
 /* Opens a schedule of up to `steps` equal steps on `cache` and makes its first step the current
- * one. rows NULL: every row appends `tokens`. Fails with -KVT_EQUOTA (budget and need are in the
+ * one. rows NULL: every row appends `tokens`. Rows that are not named are not read; dense workers
+ * name all of them, in order (0 tokens for those that stand still). Fails with -KVT_EQUOTA (budget and need are in the
  * message) and then nothing has changed. One schedule at a time a client. */
 KVTIER_API int kvt_step_begin(struct kvt_client *c, uint32_t cache, const struct kvt_step_row *rows,
                               uint32_t row_count, uint32_t tokens, uint32_t steps,
@@ -193,17 +196,16 @@ KVTIER_API uint32_t kvt_step_left(const struct kvt_step *s);
 KVTIER_API uint32_t kvt_step_length(const struct kvt_step *s, uint32_t row);
 /* 1: *p is the next piece of the current step; 0: there is none; negative: error. Pieces stay valid
  * until the step is ended or aborted. A layer whose K and V later layers read too is listed again
- * for them to segment workers (reader differs from layer), and only once to dense workers. */
+ * for each of them to segment workers: another piece, whose reader differs from its layer, and which
+ * reads this step's tokens as well. Dense workers get it once and keep it until last_reader. */
 KVTIER_API int kvt_step_piece(struct kvt_step *s, const struct kvt_piece **p) KVTIER_CHECK;
 /* Waits (CPU) until the piece's bytes are there; call it for every piece, also for resident ones,
  * which may need a copy on the device first. -KVT_EFAILED: the step failed; abort it.
  * -KVT_EGONE: the daemon is gone; abort it too. */
 KVTIER_API int kvt_piece_wait(struct kvt_step *s, const struct kvt_piece *p) KVTIER_CHECK;
-/* The caller is done with the piece: its memory may change at once. Due for every streamed piece
- * before the step is ended; a no-op for resident ones. Segment workers call it for each listing;
- * the memory is given back with the last one (reader equal to last_reader). Dense workers call it
- * behind the attention of the piece's last_reader, and may do so late (one layer, as frameworks
- * do). */
+/* The caller is done with the piece: its memory may change at once. Due for every streamed piece,
+ * behind the attention of its last_reader, before the step is ended; a no-op for resident ones.
+ * It may be late: frameworks learn that a layer's attention is over when the next layer begins. */
 KVTIER_API int kvt_piece_done(struct kvt_step *s, const struct kvt_piece *p) KVTIER_CHECK;
 /* Ends the current step: everything that it did is complete. If the schedule has more steps
  * (kvt_step_left was above 1) the next one becomes current, otherwise `s` is freed. 0: the results

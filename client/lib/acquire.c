@@ -115,8 +115,7 @@ int kvt_commit(struct kvt_client *c, uint32_t cache, uint32_t layer) {
     }
     for (uint32_t i = 0; i < s->taken; i++) {
         const struct kvt_piece *p = &s->pieces[i].piece;
-        uint32_t due = c->worker == KVT_SEGMENT ? p->reader : p->last_reader;
-        int rc = due <= layer ? kvt_piece_done(s, p) : 0;
+        int rc = p->last_reader <= layer ? kvt_piece_done(s, p) : 0;
         if (rc != 0) {
             return give_up(c, rc);
         }

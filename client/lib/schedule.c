@@ -197,18 +197,6 @@ static int end_failed(struct kvt_step *s) {
     return rc;
 }
 
-/* Slots that were held for a later reader whose listing did not come. */
-static void post_held(struct kvt_step *s) {
-    for (uint32_t i = 0; i < s->taken; i++) {
-        const struct kvt_piece *p = &s->pieces[i].piece;
-        struct kvt_counter *done = &s->client->page->done[p->slot];
-        if (p->streamed != 0 && p->reader != p->last_reader &&
-            !kvt_counter_reached(kvt_client_counter_read(done), p->done)) {
-            s->client->device->post(done, p->done);
-        }
-    }
-}
-
 int kvt_step_end(struct kvt_step *s) {
     if (s->client == NULL) {
         return -KVT_ESTATE;
@@ -225,7 +213,6 @@ int kvt_step_end(struct kvt_step *s) {
             "or are not done",
             (unsigned long long)s->step.step, s->cache->id, not_done);
     }
-    post_held(s);
     post_step(s, s->step.step);
     if (kvt_client_step_stopped(s) != 0) {
         return end_failed(s);

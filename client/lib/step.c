@@ -324,9 +324,7 @@ int kvt_piece_done(struct kvt_step *s, const struct kvt_piece *p) {
         return 0;
     }
     own->done = true;
-    /* Segment workers meet the piece again at each reader; the slot goes back behind the last. */
-    bool held = s->client->worker == KVT_SEGMENT && p->reader != p->last_reader;
-    if (p->streamed != 0 && !held) {
+    if (p->streamed != 0) {
         s->client->device->post(&s->client->page->done[p->slot], p->done);
     }
     return 0;

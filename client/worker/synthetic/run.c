@@ -69,7 +69,9 @@ static uint32_t choose_rows(struct kvt_synth *s, struct kvt_synth_step *w, uint3
                         steps;
         uint32_t n = s->o->ragged ? kvt_synth_random_below(&s->random, want + 1) : want;
         bool last = i + 1 == c->row_count && w->row_count == 0;
-        w->takes_part[i] = !s->o->ragged || last || !kvt_synth_random_percent(&s->random, 25);
+        /* A dense worker's step names every row. */
+        w->takes_part[i] =
+            !s->o->ragged || s->o->dense || last || !kvt_synth_random_percent(&s->random, 25);
         w->append[i] = w->takes_part[i] ? (n < room ? n : room) : 0;
         if (w->takes_part[i]) {
             w->rows[w->row_count++] = i;

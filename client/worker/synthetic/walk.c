@@ -109,11 +109,12 @@ static int check_shared(struct walk *k, const struct kvt_piece *p, const struct 
         if (row >= c->row_count || !k->w->takes_part[row]) {
             return wrong(k, p, "row %u does not take part in the step", row);
         }
-        if ((uint64_t)r->token_begin + r->read_count > k->w->before[row]) {
+        if (r->read_count > 0 && (uint64_t)r->token_begin + r->read_count > k->w->before[row]) {
             return wrong(k, p, "row %u: tokens %u to %u are offered, it has %u", row,
                          r->token_begin, r->token_begin + r->read_count, k->w->before[row]);
         }
-        if (memcmp(first->ids + r->token_begin, c->rows[row].ids + r->token_begin,
+        if (r->read_count > 0 &&
+            memcmp(first->ids + r->token_begin, c->rows[row].ids + r->token_begin,
                    r->read_count * sizeof first->ids[0]) != 0) {
             return wrong(k, p,
                          "rows %u and %u are offered the same tokens %u to %u and differ there",
