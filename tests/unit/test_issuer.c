@@ -83,12 +83,14 @@ static uint32_t expect_copy(uint64_t id) {
     return issue.tag;
 }
 
-static void expect_post(uint32_t session, uint32_t slot, uint64_t value) {
+/* Returns its tag, which counts with post_behind. */
+static uint32_t expect_post(uint32_t session, uint32_t slot, uint64_t value) {
     CU_ASSERT_TRUE_FATAL(kvt_issuer_next(issuer, &issue));
     CU_ASSERT_EQUAL(issue.is_post, 1);
     CU_ASSERT_EQUAL(issue.session, session);
     CU_ASSERT_EQUAL(issue.slot, slot);
     CU_ASSERT_EQUAL(issue.value, value);
+    return issue.tag;
 }
 
 static void expect_nothing(void) {
@@ -136,10 +138,13 @@ static void test_fill_posts_behind(void) {
     submit();
     uint32_t first = expect_copy(5);
     uint32_t second = expect_copy(5);
-    expect_post(1, 3, 9);
+    uint32_t post = expect_post(1, 3, 9);
+    CU_ASSERT(post != first && post != second);
     kvt_issuer_copied(issuer, second, true);
     expect_no_completion();
     kvt_issuer_copied(issuer, first, true);
+    expect_no_completion(); /* the post may still be on its way */
+    kvt_issuer_copied(issuer, post, true);
     expect_completion(5, KVT_DONE, 150);
     stop();
 }
@@ -150,10 +155,41 @@ static void test_empty_fill_only_posts(void) {
         begin(0);
         add_fill(1, 0, 0, 4);
         submit();
-        expect_post(0, 0, 4);
+        uint32_t tag = expect_post(0, 0, 4);
+        if (behind) {
+            expect_no_completion();
+            kvt_issuer_copied(issuer, tag, true);
+        }
         expect_completion(1, KVT_DONE, 0);
         stop();
     }
+}
+
+/* Posts have room of their own: copies do not hold them back, nor they copies. */
+static void test_posts_inflight(void) {
+    start(true, 1, 1000);
+    begin(0);
+    for (uint16_t n = 0; n < 3; n++) {
+        add_fill(n + 1u, n, 0, 4);
+    }
+    add_fill(4, 3, 10, 4);
+    submit();
+    uint32_t first = expect_post(0, 0, 4);
+    uint32_t copy = expect_copy(4);
+    expect_nothing();
+    kvt_issuer_copied(issuer, first, true);
+    expect_completion(1, KVT_DONE, 0);
+    uint32_t second = expect_post(0, 1, 4);
+    expect_nothing();
+    kvt_issuer_copied(issuer, copy, true);
+    kvt_issuer_copied(issuer, second, true);
+    kvt_issuer_copied(issuer, expect_post(0, 2, 4), true);
+    kvt_issuer_copied(issuer, expect_post(0, 3, 4), true);
+    expect_completion(2, KVT_DONE, 0);
+    expect_completion(3, KVT_DONE, 0);
+    expect_completion(4, KVT_DONE, 10);
+    expect_nothing();
+    stop();
 }
 
 static void test_fill_waits_for_done_exactly(void) {
@@ -427,7 +463,10 @@ static void test_failed_fill_does_not_post(void) {
         kvt_issuer_copied(issuer, first, false);
         expect_no_completion(); /* one is still in flight */
         kvt_issuer_copied(issuer, expect_copy(2), true);
-        expect_post(0, 0, 2);
+        uint32_t post = expect_post(0, 0, 2);
+        if (behind) {
+            kvt_issuer_copied(issuer, post, true);
+        }
         kvt_issuer_copied(issuer, second, true);
         expect_completion(2, KVT_DONE, 10);
         expect_completion(1, KVT_FAILED, 100);
@@ -534,13 +573,17 @@ static void test_close_drops_posts(void) {
         add_fill(2, 1, 0, 1);
         submit();
     }
-    expect_post(0, 0, 1);
+    uint32_t tag = expect_post(0, 0, 1);
     kvt_issuer_session_close(issuer, 0);
     expect_post(1, 0, 1);
     expect_post(1, 1, 1);
     expect_nothing();
-    expect_completion(1, KVT_DONE, 0);
     expect_completion(2, KVT_FAILED, 0);
+    uint32_t session;
+    CU_ASSERT_FALSE(kvt_issuer_session_drained(issuer, &session)); /* a post is on its way */
+    kvt_issuer_copied(issuer, tag, true);
+    expect_completion(1, KVT_DONE, 0);
+    CU_ASSERT_TRUE(kvt_issuer_session_drained(issuer, &session));
     stop();
 }
 
@@ -638,6 +681,7 @@ int main(void) {
         {"a fill posts when it is copied", test_fill_posts_when_copied},
         {"a fill posts behind its last copy", test_fill_posts_behind},
         {"an empty fill only posts", test_empty_fill_only_posts},
+        {"posts in flight", test_posts_inflight},
         {"a fill waits for done exactly", test_fill_waits_for_done_exactly},
         {"a write-back waits for its generation", test_writeback_waits_for_its_generation},
         {"steps compare cyclically", test_step_is_cyclic},

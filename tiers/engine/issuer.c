@@ -34,10 +34,11 @@ struct session {
     uint64_t deficit_bytes[CLASSES];
 };
 
-/* A cut that is submitted and not completed; its index is the tag. */
-struct cut {
+/* A cut, or a post behind cuts, that is submitted and not completed; its index is the tag. */
+struct flight {
     struct kvt_op_progress *progress; /* NULL: the tag is free */
     uint64_t bytes;
+    bool is_post;
     uint32_t free_next;
 };
 
@@ -51,9 +52,10 @@ struct kvt_issuer {
      * used inside one call. */
     struct kvt_op_progress **candidates[CLASSES];
     uint32_t turn[CLASSES]; /* session whose turn it is in the round-robin */
-    struct cut *cuts;
-    uint32_t cut_free; /* first free tag */
+    struct flight *flights; /* inflight_max cuts, and as many posts */
+    uint32_t flight_free;   /* first free tag */
     uint32_t cuts_inflight;
+    uint32_t posts_inflight;
     struct list posts;
     struct list completions;
     struct kvt_program *programs;
@@ -132,8 +134,8 @@ int kvt_issuer_create(const struct kvt_issuer_config *config, struct kvt_issuer 
     i->config = *config;
     i->sessions = calloc(config->sessions_max, sizeof(*i->sessions));
     i->opened = calloc(config->sessions_max, sizeof(*i->opened));
-    i->cuts = calloc(config->inflight_max, sizeof(*i->cuts));
-    bool ok = i->sessions && i->opened && i->cuts;
+    i->flights = calloc(2 * (size_t)config->inflight_max, sizeof(*i->flights));
+    bool ok = i->sessions && i->opened && i->flights;
     for (uint32_t c = 0; c < CLASSES; c++) {
         i->candidates[c] = calloc(config->sessions_max, sizeof(struct kvt_op_progress *));
         ok = ok && i->candidates[c];
@@ -142,8 +144,8 @@ int kvt_issuer_create(const struct kvt_issuer_config *config, struct kvt_issuer 
         kvt_issuer_free(i);
         return -KVT_ENOMEM;
     }
-    for (uint32_t t = 0; t < config->inflight_max; t++) {
-        i->cuts[t].free_next = t + 1;
+    for (uint32_t t = 0; t < 2 * config->inflight_max; t++) {
+        i->flights[t].free_next = t + 1;
     }
     *out = i;
     return 0;
@@ -164,7 +166,7 @@ void kvt_issuer_free(struct kvt_issuer *i) {
     for (uint32_t c = 0; c < CLASSES; c++) {
         free(i->candidates[c]);
     }
-    free(i->cuts);
+    free(i->flights);
     free(i->opened);
     free(i->sessions);
     free(i);
@@ -201,6 +203,7 @@ static void complete(struct kvt_issuer *i, struct kvt_op_progress *p,
                      enum kvt_completion_status status) {
     KVT_ASSERT(!p->queued);
     KVT_ASSERT(!p->post_due);
+    KVT_ASSERT(!p->post_inflight);
     KVT_ASSERT(p->cuts_inflight == 0);
     p->status = (uint8_t)status;
     kvt_outstanding_remove(&session_of(i, p)->outstanding, p->op->id);
@@ -222,7 +225,7 @@ static void settle(struct kvt_issuer *i, struct kvt_op_progress *p) {
             return;
         }
     }
-    if (p->cuts_inflight == 0) {
+    if (p->cuts_inflight == 0 && !p->post_inflight) {
         complete(i, p, p->failed ? KVT_FAILED : KVT_DONE);
     }
 }
@@ -381,26 +384,45 @@ static uint32_t stream_of(const struct kvt_copy *c) {
     return c->source.tier == KVT_TIER_GPU && c->target.tier != KVT_TIER_GPU;
 }
 
-static void issue_post(struct kvt_op_progress *p, struct kvt_issue *out) {
+static uint32_t flight_begin(struct kvt_issuer *i, struct flight f) {
+    uint32_t tag = i->flight_free;
+    i->flight_free = i->flights[tag].free_next;
+    i->flights[tag] = f;
+    i->cuts_inflight += !f.is_post;
+    i->posts_inflight += f.is_post;
+    return tag;
+}
+
+static struct flight flight_end(struct kvt_issuer *i, uint32_t tag) {
+    struct flight f = i->flights[tag];
+    i->cuts_inflight -= !f.is_post;
+    i->posts_inflight -= f.is_post;
+    i->flights[tag] = (struct flight){.free_next = i->flight_free};
+    i->flight_free = tag;
+    return f;
+}
+
+static void issue_post(struct kvt_issuer *i, struct kvt_op_progress *p, struct kvt_issue *out) {
     KVT_ASSERT(!p->posted);
     p->posted = true;
     *out = (struct kvt_issue){.is_post = 1,
                               .session = p->program->session,
                               .slot = p->op->slot,
                               .value = p->op->generation};
+    if (i->config.post_behind) {
+        p->post_inflight = true;
+        out->tag = flight_begin(i, (struct flight){.progress = p, .is_post = true});
+    }
 }
 
 static void issue_cut(struct kvt_issuer *i, struct kvt_op_progress *p, struct kvt_issue *out) {
     uint64_t bytes = cut_bytes_next(i, p);
     const struct kvt_copy *c = copy_next(p);
-    uint32_t tag = i->cut_free;
-    i->cut_free = i->cuts[tag].free_next;
-    i->cuts[tag] = (struct cut){.progress = p, .bytes = bytes};
-    i->cuts_inflight++;
-    *out = (struct kvt_issue){.session = p->program->session,
-                              .tag = tag,
-                              .stream = stream_of(c),
-                              .copy = {.source = c->source, .target = c->target, .bytes = bytes}};
+    *out =
+        (struct kvt_issue){.session = p->program->session,
+                           .tag = flight_begin(i, (struct flight){.progress = p, .bytes = bytes}),
+                           .stream = stream_of(c),
+                           .copy = {.source = c->source, .target = c->target, .bytes = bytes}};
     out->copy.source.offset += p->cut_offset;
     out->copy.target.offset += p->cut_offset;
     p->begun = true;
@@ -414,11 +436,12 @@ static void issue_cut(struct kvt_issuer *i, struct kvt_op_progress *p, struct kv
 
 /* Posts that are due, behind their copies: at once, since somebody waits for them. */
 static bool next_post(struct kvt_issuer *i, struct kvt_issue *out) {
-    for (struct kvt_op_progress *p = list_take(&i->posts); p; p = list_take(&i->posts)) {
+    while (i->posts.head && i->posts_inflight < i->config.inflight_max) {
+        struct kvt_op_progress *p = list_take(&i->posts);
         p->post_due = false;
         bool posts = !p->failed;
         if (posts) {
-            issue_post(p, out);
+            issue_post(i, p, out);
         }
         settle(i, p);
         if (posts) {
@@ -447,9 +470,9 @@ bool kvt_issuer_next(struct kvt_issuer *i, struct kvt_issue *out) {
             continue;
         }
         if (KVT_BROKEN(i->broken_rules, KVT_BREAK_POST_BEFORE_COPY) && p->op->kind == KVT_OP_FILL &&
-            !p->posted) {
+            !p->posted && i->posts_inflight < i->config.inflight_max) {
             p->begun = true;
-            issue_post(p, out);
+            issue_post(i, p, out);
         } else {
             issue_cut(i, p, out);
         }
@@ -555,16 +578,17 @@ void kvt_issuer_submit(struct kvt_issuer *i, struct kvt_program *p) {
 }
 
 void kvt_issuer_copied(struct kvt_issuer *i, uint32_t tag, bool ok) {
-    KVT_ASSERT(tag < i->config.inflight_max);
-    struct cut *cut = &i->cuts[tag];
-    struct kvt_op_progress *p = cut->progress;
-    KVT_ASSERT(p != NULL);
-    KVT_ASSERT(p->cuts_inflight > 0);
-    p->cuts_inflight--;
-    i->cuts_inflight--;
-    p->bytes += ok ? cut->bytes : 0;
-    *cut = (struct cut){.free_next = i->cut_free};
-    i->cut_free = tag;
+    KVT_ASSERT(tag < 2 * i->config.inflight_max);
+    KVT_ASSERT(i->flights[tag].progress != NULL);
+    struct flight f = flight_end(i, tag);
+    struct kvt_op_progress *p = f.progress;
+    if (f.is_post) {
+        p->post_inflight = false;
+    } else {
+        KVT_ASSERT(p->cuts_inflight > 0);
+        p->cuts_inflight--;
+        p->bytes += ok ? f.bytes : 0;
+    }
     if (!ok) {
         fail(i, p);
     } else if (!p->queued) {

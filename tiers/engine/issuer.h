@@ -18,8 +18,10 @@
  * KVT_CANCELLED: what a failure means is the engine's business, which sets `failed` and cancels.
  *
  * A FILL posts ready[slot] = generation behind its last copy: with `post_behind` as soon as that
- * copy is submitted (the driver orders them on one stream), otherwise when all are complete. If one
- * of its copies fails it does not post (with post_behind: a failure that is seen late cannot be
+ * copy is submitted (the driver orders them on one stream), otherwise when all are complete. With
+ * `post_behind` a post has a tag like a copy, and the FILL is complete when that has come back too:
+ * the engine may post to the slot itself, or let the page go, only when no older post is still on
+ * its way. If one of a FILL's copies fails it does not post (with post_behind: a failure that is seen late cannot be
  * taken back; such drivers report copy errors as device errors, which end all sessions).
  */
 #ifndef KVT_ENGINE_ISSUER_H
@@ -42,7 +44,7 @@ struct kvt_issuer_config {
 struct kvt_issue {
     uint32_t is_post; /* 0: copy; 1: post */
     uint32_t session;
-    uint32_t tag; /* copy: to be given back to kvt_issuer_copied */
+    uint32_t tag; /* copy, and post with post_behind: to be given back to kvt_issuer_copied */
     uint32_t
         stream; /* 0 towards the device or none, 1 away from it: a FILL's copies and post share one */
     struct kvt_copy copy;
@@ -73,7 +75,8 @@ void kvt_issuer_cancel(struct kvt_issuer *i, uint32_t session, uint64_t first_op
  * Cost: looks at the head of each filled queue, so in proportion to the slots in use. */
 bool kvt_issuer_next(struct kvt_issuer *i, struct kvt_issue *out);
 
-/* A copy from kvt_issuer_next has completed. */
+/* A copy from kvt_issuer_next has completed; with post_behind: a copy or a post. Tags are below
+ * 2 * inflight_max. */
 void kvt_issuer_copied(struct kvt_issuer *i, uint32_t tag, bool ok);
 
 /* Takes the next completion for the engine; false: none. */

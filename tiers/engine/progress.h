@@ -18,8 +18,9 @@ struct kvt_op_progress {
     bool queued;   /* in the queue of its slot, or of its kind: not all of it is submitted */
     bool post_due; /* in the list of posts */
     bool posted;
-    bool failed;    /* a copy failed, or its session was closed in between */
-    uint8_t status; /* enum kvt_completion_status, once it is complete */
+    bool post_inflight; /* the post was given a tag that has not come back */
+    bool failed;        /* a copy failed, or its session was closed in between */
+    uint8_t status;     /* enum kvt_completion_status, once it is complete */
 };
 
 #endif
