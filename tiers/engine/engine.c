@@ -337,6 +337,7 @@ void kvt_engine_session_drained(struct kvt_engine *e, uint32_t session) {
 
 void kvt_engine_device_lost(struct kvt_engine *e, uint32_t device) {
     e->devices[device].lost = true;
+    e->epoch++; /* requests that wait for its memory fail */
     for (uint32_t i = 0; i < e->config.sessions_max; i++) {
         struct session *s = &e->sessions[i];
         if (s->in_use && s->device == device) {

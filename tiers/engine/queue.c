@@ -115,6 +115,13 @@ static int carry_out_step(struct kvt_engine *e, struct session *s, struct pendin
 static int carry_out(struct kvt_engine *e, struct session *s, struct pending *p, char *text) {
     struct cache *c = NULL;
     int rc;
+    if (e->devices[s->device].lost && p->request.kind != KVT_REQUEST_CLOSE) {
+        kvt_text_format(text, KVT_TEXT_BYTES,
+                        "device %u has failed and what was on it is lost; attach again after the "
+                        "daemon's restart",
+                        s->device);
+        return -KVT_EDEVICE;
+    }
     switch (p->request.kind) {
     case KVT_REQUEST_CREATE:
         p->request.options = &p->options;
