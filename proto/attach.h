@@ -6,8 +6,9 @@
  *   HELLO                        ->
  *                                <-      WELCOME, with fds [control page, schedule ring]
  *                                        (role CONTROL: no fds) or REFUSE, then it closes
- *                                <-      EXTENT, with the extent's fd (kind FD), at any time,
- *                                        always before the first reply that names the extent
+ *                                <-      EXTENT, with the extent's fd (kind FD), at any time, sent
+ *                                        before the first reply that names the extent (which comes
+ *                                        by another socket, and may be read first)
  *                                <-      RECLAIM
  *   RECLAIMED                    ->
  *
@@ -15,7 +16,7 @@
  * type or one out of order ends the session: the daemon logs why. The client keeps every fd
  * close-on-exec. A client that is attached again and still maps extents of its former session acts
  * on RECLAIM for them as before: extents are named by (session, extent), and session numbers are
- * unique for ever (boot_epoch tells daemons' lives apart).
+ * unique in one life of the daemon (boot_epoch tells its lives apart).
  */
 #ifndef KVT_PROTO_ATTACH_H
 #define KVT_PROTO_ATTACH_H

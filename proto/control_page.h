@@ -9,9 +9,10 @@
  *   step        worker       number of the last step whose work, on all streams, is complete
  *   committed   daemon       number of the last step that was committed
  *   failed      daemon       0, or the first step of the open schedule that will not commit;
- *                            `aux` then holds the positive error code. Cleared by the next STEP.
+ *                            `aux` then holds the positive error code. Back to 0 with the next
+ *                            schedule.
  *
- * Values only grow, and are compared by cyclic signed difference: (int64_t)(value - wanted) >= 0,
+ * All but `failed` only grow. They are compared by cyclic signed difference: (int64_t)(value - wanted) >= 0,
  * which is also what the GPU's stream wait does. A dead peer's counters are set to
  * value + KVT_POISON, so that every waiter goes on and then looks at what happened.
  *
@@ -20,8 +21,8 @@
  * `waiters` is not 0. A GPU stores only `value`: its waiter polls. `waiters` is set (and left set
  * until the wait is over) by a waiter before it looks at `value` for the last time.
  *
- * The daemon never trusts what a worker may write: it compares done[s] only with the generation
- * that is in slot s, and `step` only with steps that it has scheduled.
+ * The daemon never trusts what a worker may write: done[s] counts only while it equals the generation
+ * that is in slot s, and `step` is compared only with steps that were scheduled.
  */
 #ifndef KVT_PROTO_CONTROL_PAGE_H
 #define KVT_PROTO_CONTROL_PAGE_H

@@ -7,7 +7,8 @@
  *
  *   header | steps[] | moves[] | pieces[] | runs[] | rows[]
  *
- * Order of use: first moves [0, moves_leading), in order. Then the pieces of each step, in order.
+ * Order of use: first moves [0, moves_leading), in order, at once and also if the step is given up:
+ * they stand. Then the pieces of each step, in order.
  * For a streamed piece: wait for ready[slot] >= ready, do its duplicates (moves), attend and
  * append, and when the layer `last_reader` has been attended, post done[slot] = done. Resident
  * pieces have no counters. After a step's last piece: post `step` behind everything it enqueued.
