@@ -5,6 +5,8 @@
  */
 #include "tiers/engine/state.h"
 
+#define ASK_AGAIN_MS 100u
+
 /* The next distinct family of the session; *at starts at 0. */
 struct family *session_family(const struct kvt_engine *e, const struct session *s, uint32_t *at) {
     while (*at < e->config.caches_max) {
@@ -92,18 +94,21 @@ static struct session *idle_victim(struct kvt_engine *e, const struct session *a
     return oldest;
 }
 
-/* The family on the device that has most resident bytes and may lose a layer. */
-static struct family *fattest_family(struct kvt_engine *e, const struct session *asking) {
+/* The family on the device that has most resident bytes and may lose a layer: of sessions between
+ * schedules, or (open) of those in one that were not asked yet. */
+static struct family *fattest_family(struct kvt_engine *e, const struct session *asking,
+                                     bool open) {
     struct family *fattest = NULL;
     for (uint32_t i = 0; i < e->config.sessions_max; i++) {
         const struct session *s = &e->sessions[i];
-        if (!s->in_use || s->hung || s->device != asking->device || s->demote_failed) {
+        if (!s->in_use || s->hung || s->device != asking->device || s->demote_failed ||
+            (s->schedule.phase != PHASE_NONE) != open) {
             continue;
         }
         struct family *f;
         for (uint32_t at = 0; (f = session_family(e, s, &at)) != NULL;) {
             if (!f->is_static && f->resident_count > 0 && f->gpu_bytes > 0 &&
-                (fattest == NULL || f->gpu_bytes > fattest->gpu_bytes)) {
+                f->demote_wanted == 0 && (fattest == NULL || f->gpu_bytes > fattest->gpu_bytes)) {
                 fattest = f;
             }
         }
@@ -111,20 +116,28 @@ static struct family *fattest_family(struct kvt_engine *e, const struct session 
     return fattest;
 }
 
-static bool device_is_busy(const struct kvt_engine *e, const struct session *asking) {
+static bool somebody_was_asked(const struct kvt_engine *e, const struct session *asking) {
     for (uint32_t i = 0; i < e->config.sessions_max; i++) {
         const struct session *s = &e->sessions[i];
-        struct family *f;
         if (!s->in_use || s->hung || s->device != asking->device) {
             continue;
         }
-        if (s->demoting || (s->migration.family != NULL && s->migration.to_host)) {
-            return true;
-        }
+        struct family *f;
         for (uint32_t at = 0; (f = session_family(e, s, &at)) != NULL;) {
             if (f->demote_wanted > 0) {
                 return true;
             }
+        }
+    }
+    return false;
+}
+
+static bool layers_are_leaving(const struct kvt_engine *e, const struct session *asking) {
+    for (uint32_t i = 0; i < e->config.sessions_max; i++) {
+        const struct session *s = &e->sessions[i];
+        if (s->in_use && !s->hung && s->device == asking->device &&
+            (s->demoting || (s->migration.family != NULL && s->migration.to_host))) {
+            return true;
         }
     }
     return false;
@@ -160,7 +173,7 @@ int memory_take(struct kvt_engine *e, struct session *s, struct cache *c, const 
         say_why(e, s, what, text);
         return -KVT_EQUOTA;
     }
-    if (device_is_busy(e, s)) {
+    if (layers_are_leaving(e, s)) {
         return KVT_WAIT;
     }
     uint32_t tier = e->short_tier;
@@ -171,16 +184,24 @@ int memory_take(struct kvt_engine *e, struct session *s, struct cache *c, const 
         demote_progress(e, idle);
         return KVT_WAIT;
     }
-    struct family *f = fattest_family(e, s);
+    struct family *f = fattest_family(e, s, false);
+    if (f != NULL && demote_layer(e, &e->sessions[f->session], f) == KVT_WAIT) {
+        return KVT_WAIT;
+    }
+    /* Of those in a schedule one is asked at a time, the next when it has not answered for long:
+     * it may be stopped. */
+    struct device *d = &e->devices[s->device];
+    if (somebody_was_asked(e, s) && e->now_ms - d->asked_ms < ASK_AGAIN_MS) {
+        return KVT_WAIT;
+    }
+    f = fattest_family(e, s, true);
     if (f != NULL) {
-        struct session *owner = &e->sessions[f->session];
-        if (owner->schedule.phase != PHASE_NONE) {
-            f->demote_wanted = 1;
-            return KVT_WAIT;
-        }
-        if (demote_layer(e, owner, f) == KVT_WAIT) {
-            return KVT_WAIT;
-        }
+        f->demote_wanted = 1;
+        d->asked_ms = e->now_ms;
+        return KVT_WAIT;
+    }
+    if (somebody_was_asked(e, s)) {
+        return KVT_WAIT; /* until the request's deadline */
     }
     e->short_tier = tier;
     e->short_bytes = bytes;

@@ -82,6 +82,7 @@ static void group_free(struct kvt_engine *e, struct group *g) {
     if (g->next != NULL) {
         g->next->previous = g->previous;
     }
+    e->block_count -= g->block_count;
     free(g->host);
     free(g->gpu);
     free(g->blocks);
@@ -119,10 +120,14 @@ static struct group *group_blank(const struct kvt_engine *e, struct family *f, u
 static int group_create(struct kvt_engine *e, struct family *f, uint32_t blocks,
                         struct group **out) {
     struct session *s = &e->sessions[f->session];
+    if (e->block_count + blocks > e->block_limit) {
+        return -KVT_EBUSY;
+    }
     struct group *g = group_blank(e, f, blocks);
     if (g == NULL) {
         return -KVT_ENOMEM;
     }
+    e->block_count += blocks;
     int result = KVT_READY;
     for (uint32_t l = 0; l < f->layer_count && result >= 0; l++) {
         uint64_t bytes = group_layer_bytes(e, f, blocks, l);
@@ -249,16 +254,27 @@ int block_alloc(struct kvt_engine *e, struct cache *c, struct row *r, struct blo
     return KVT_READY;
 }
 
+void blocks_full_text(const struct kvt_engine *e, const char *what, char *text) {
+    kvt_text_format(
+        text, KVT_TEXT_BYTES,
+        "%s: the daemon's table of %llu blocks of %u tokens is full; close caches, take "
+        "fewer rows or raise the budgets",
+        what, (unsigned long long)e->block_limit, e->config.block_tokens);
+}
+
 /* Static caches: allocates `blocks` more blocks into the spare list. */
-int spare_fill(struct kvt_engine *e, struct cache *c, uint32_t blocks) {
+int spare_fill(struct kvt_engine *e, struct cache *c, uint64_t blocks) {
     struct family *f = c->family;
+    if (e->block_count + blocks > e->block_limit) {
+        return -KVT_EBUSY;
+    }
     struct block **grown = realloc(f->spare, ((size_t)f->spare_max + blocks) * sizeof(*grown));
     if (grown == NULL) {
         return -KVT_ENOMEM;
     }
     f->spare = grown;
     while (blocks > 0) {
-        uint32_t n = blocks < GROUP_BLOCKS_MAX ? blocks : GROUP_BLOCKS_MAX;
+        uint32_t n = blocks < GROUP_BLOCKS_MAX ? (uint32_t)blocks : GROUP_BLOCKS_MAX;
         struct group *g;
         int rc = group_create(e, f, n, &g);
         if (rc == -KVT_EQUOTA && n > 1) {

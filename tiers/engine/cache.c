@@ -16,7 +16,10 @@ struct planes *planes_create(struct family *f, uint32_t rows, uint32_t capacity,
         return NULL;
     }
     p->place = calloc(f->layer_count, sizeof(*p->place));
-    if (p->place == NULL) {
+    p->frozen = calloc(rows, sizeof(*p->frozen));
+    if (p->place == NULL || p->frozen == NULL) {
+        free(p->place);
+        free(p->frozen);
         free(p);
         return NULL;
     }
@@ -30,7 +33,7 @@ struct planes *planes_create(struct family *f, uint32_t rows, uint32_t capacity,
 
 uint64_t planes_layer_bytes(const struct planes *p, uint32_t layer) {
     const struct layer_bytes *bytes = &p->family->bytes[layer];
-    return (uint64_t)p->rows * p->capacity * ((uint64_t)bytes->k + bytes->v);
+    return size_of(p->rows, p->capacity, (uint64_t)bytes->k + bytes->v);
 }
 
 /* Places for all resident layers, or for none. */
@@ -71,6 +74,7 @@ void planes_unref(struct kvt_engine *e, struct planes *p) {
         planes_layer_free(e, p, l);
     }
     free(p->place);
+    free(p->frozen);
     free(p);
 }
 
@@ -186,13 +190,16 @@ static int create_memory(struct kvt_engine *e, struct session *s, struct cache *
         uint32_t capacity = c->capacity != 0 ? c->capacity : e->config.block_tokens;
         result = slots_settle(e, s, slots_needed(e, f), slot_bytes_needed(e, c, capacity));
     }
-    if (result >= 0 && f->is_static) {
-        uint32_t blocks = (c->tokens_max + e->config.block_tokens - 1) / e->config.block_tokens;
+    if (result >= 0 && f->is_static && s->worker_kind == KVT_WORKER_DENSE &&
+        f->resident_count > 0) {
+        c->planes = planes_create(f, c->row_count, c->capacity, c->id);
+        int rc = c->planes == NULL ? -KVT_ENOMEM : planes_alloc(e, c->planes);
+        result = rc != KVT_READY ? rc : result;
+    }
+    if (result >= 0 && f->is_static) { /* one more a row, for a copied tail beside the old one */
+        uint64_t blocks =
+            ((uint64_t)c->tokens_max + e->config.block_tokens - 1) / e->config.block_tokens;
         int rc = spare_fill(e, c, c->row_count * (blocks + 1));
-        if (rc == KVT_READY && s->worker_kind == KVT_WORKER_DENSE && f->resident_count > 0) {
-            c->planes = planes_create(f, c->row_count, c->capacity, c->id);
-            rc = c->planes == NULL ? -KVT_ENOMEM : planes_alloc(e, c->planes);
-        }
         result = rc != KVT_READY ? rc : result;
     }
     return result;
@@ -240,6 +247,8 @@ int cache_create(struct kvt_engine *e, struct session *s, const struct kvt_reque
         }
     } else if (rc == -KVT_EQUOTA) {
         rc = memory_take(e, s, c, "create", text);
+    } else if (rc == -KVT_EBUSY) {
+        blocks_full_text(e, "create", text);
     }
     if (rc != KVT_READY) {
         cache_free(e, c);
@@ -403,9 +412,8 @@ static int cache_fork(struct kvt_engine *e, struct session *s, struct cache *c, 
         fork->planes = c->planes;
         fork->planes->refs++;
         for (uint32_t i = 0; i < count; i++) {
-            if (fork->rows[i].length > fork->planes->frozen_tokens) {
-                fork->planes->frozen_tokens = fork->rows[i].length;
-            }
+            uint32_t *frozen = &fork->planes->frozen[fork->rows[i].planes_row];
+            *frozen = fork->rows[i].length > *frozen ? fork->rows[i].length : *frozen;
         }
     }
     *result = fork;

@@ -120,6 +120,11 @@ int kvt_engine_create(const struct kvt_engine_config *config, struct kvt_engine 
     for (uint32_t i = 0; i < config->device_count; i++) {
         e->devices[i].config = config->devices[i];
     }
+    uint64_t budgets = config->host_budget_bytes;
+    for (uint32_t i = 0; i < config->device_count; i++) {
+        budgets += config->devices[i].budget_bytes;
+    }
+    e->block_limit = budgets / 65536 + 65536; /* real models' blocks are larger than 64 KiB */
     if (e->host.chunks == NULL || e->sessions == NULL || e->caches == NULL ||
         e->cache_generation == NULL || e->extents == NULL || e->extent_generation == NULL) {
         kvt_engine_free(e);
@@ -405,6 +410,7 @@ void kvt_engine_host_shrunk(struct kvt_engine *e, uint64_t offset, uint64_t byte
 void kvt_engine_tick(struct kvt_engine *e, uint64_t now_ms) {
     KVT_ASSERT(now_ms >= e->now_ms);
     e->now_ms = now_ms;
+    e->epoch++; /* what waits for others' memory looks again */
     for (uint32_t i = 0; i < e->config.sessions_max; i++) {
         struct session *s = &e->sessions[i];
         if (s->in_use && !s->hung) {
@@ -423,7 +429,7 @@ uint64_t kvt_engine_deadline_ms(const struct kvt_engine *e) {
             uint64_t since = e->devices[s->device].changed_ms;
             since = since < p->since_ms ? p->since_ms : since;
             uint64_t at = since + e->config.reclaim_deadline_ms;
-            at = at > e->now_ms ? at : e->now_ms + 100;
+            at = at < e->now_ms + 100 ? at : e->now_ms + 100; /* somebody else may be asked */
             deadline = p->started && at < deadline ? at : deadline;
         }
     }

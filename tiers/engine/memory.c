@@ -121,6 +121,12 @@ void dev_pass_begin(struct kvt_engine *e, struct session *s) {
 }
 
 int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct dev_place *out) {
+    KVT_ASSERT(bytes > 0);
+    if (bytes > e->devices[s->device].config.budget_bytes) {
+        e->short_tier = KVT_TIER_GPU;
+        e->short_bytes = bytes;
+        return -KVT_EQUOTA;
+    }
     bytes = round_up(bytes, KVT_ALIGN_BYTES);
     int rc = dev_alloc_live(e, s, bytes, out);
     if (rc != -KVT_EQUOTA) {
@@ -301,6 +307,12 @@ static bool host_grow_one(struct kvt_engine *e) {
 
 int host_alloc(struct kvt_engine *e, uint64_t bytes, uint64_t *offset) {
     struct host *h = &e->host;
+    KVT_ASSERT(bytes > 0);
+    if (bytes > e->config.host_budget_bytes) {
+        e->short_tier = KVT_TIER_HOST;
+        e->short_bytes = bytes;
+        return -KVT_EQUOTA;
+    }
     bytes = round_up(bytes, KVT_ALIGN_BYTES);
     int rc = kvt_ranges_alloc(&h->space, bytes, KVT_ALIGN_BYTES, offset);
     if (rc == 0) {

@@ -253,7 +253,8 @@ static void migration_end(struct kvt_engine *e, struct session *s, bool flip) {
 /* Gathers places, then submits the copies. */
 void migrate_progress(struct kvt_engine *e, struct session *s) {
     struct migration *m = &s->migration;
-    if (m->family == NULL || m->submitted || s->schedule.phase != PHASE_NONE) {
+    if (m->family == NULL || m->submitted || s->schedule.phase != PHASE_NONE ||
+        s->ops.outstanding > 0) { /* a discarded prefetch may still read what will be freed */
         return;
     }
     dev_pass_begin(e, s);

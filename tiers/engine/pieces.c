@@ -506,7 +506,8 @@ uint64_t slot_bytes_needed(const struct kvt_engine *e, const struct cache *c, ui
             continue;
         }
         uint64_t bytes = (uint64_t)f->bytes[l].k + f->bytes[l].v;
-        bytes *= family_is_segment(e, f) ? f->piece_tokens : (uint64_t)c->row_count * capacity;
+        bytes = family_is_segment(e, f) ? size_of(1, f->piece_tokens, bytes)
+                                        : size_of(c->row_count, capacity, bytes);
         most = bytes > most ? bytes : most;
     }
     return most;

@@ -39,6 +39,10 @@ static uint64_t round_to(uint64_t value, uint64_t to) {
     return (value + to - 1) / to * to;
 }
 
+static uint64_t add(uint64_t a, uint64_t b) {
+    return a + b < KVT_BYTES_HUGE ? a + b : KVT_BYTES_HUGE;
+}
+
 /* Sizes of one layer at the planned length. */
 struct layer_cost {
     uint64_t gpu_bytes;  /* if resident */
@@ -54,12 +58,12 @@ static struct layer_cost layer_cost(const struct kvt_engine *e, const struct kvt
     bool is_static =
         r->options->mode == KVT_MODE_STATIC || r->options->mode == KVT_MODE_OFFLOADED_STATIC;
     uint64_t room = is_static ? r->options->tokens_max : r->tokens;
-    uint64_t whole = rows * round_to(room, e->config.block_tokens) * token;
+    uint64_t whole = size_of(rows, round_to(room, e->config.block_tokens), token);
     return (struct layer_cost){
         .gpu_bytes = whole,
         .host_bytes = whole,
-        .step_bytes = rows * r->tokens * token,
-        .slot_bytes = r->worker_kind == KVT_WORKER_DENSE ? whole : piece_tokens * token};
+        .step_bytes = size_of(rows, r->tokens, token),
+        .slot_bytes = r->worker_kind == KVT_WORKER_DENSE ? whole : size_of(1, piece_tokens, token)};
 }
 
 static uint32_t plan_slots(const struct kvt_plan_request *r, const bool *resident,
@@ -96,19 +100,20 @@ static void plan_at(const struct kvt_engine *e, const struct kvt_plan_request *r
         struct layer_cost cost = layer_cost(e, r, layer, piece_tokens);
         out->layers[l] = resident[l] ? 'R' : 'S';
         if (resident[l]) {
-            out->device_bytes += cost.gpu_bytes;
+            out->device_bytes = add(out->device_bytes, cost.gpu_bytes);
             continue;
         }
         uint64_t listings = r->worker_kind == KVT_WORKER_SEGMENT ? layer->last_reader - l + 1 : 1;
-        out->host_bytes += cost.host_bytes;
-        out->to_device_bytes_per_step += cost.step_bytes * listings;
+        out->host_bytes = add(out->host_bytes, cost.host_bytes);
+        out->to_device_bytes_per_step =
+            add(out->to_device_bytes_per_step, size_of(1, cost.step_bytes, listings));
         out->from_device_bytes_per_step +=
             (uint64_t)r->options->rows *
             ((uint64_t)kvt_layer_k_token_bytes(layer) + kvt_layer_v_token_bytes(layer));
         out->slot_bytes = cost.slot_bytes > out->slot_bytes ? cost.slot_bytes : out->slot_bytes;
     }
     out->slots = plan_slots(r, resident, r->layout->layer_count - count);
-    out->device_bytes += out->slots * out->slot_bytes;
+    out->device_bytes = add(out->device_bytes, size_of(1, out->slots, out->slot_bytes));
 }
 
 static uint32_t plan_piece_tokens(const struct kvt_engine *e, const struct kvt_plan_request *r) {
@@ -122,6 +127,9 @@ static uint32_t plan_piece_tokens(const struct kvt_engine *e, const struct kvt_p
                           ? r->options->piece_tokens
                           : e->devices[r->device].config.piece_bytes / token_bytes;
     tokens = tokens / e->config.block_tokens * e->config.block_tokens;
+    tokens = tokens < KVT_TOKENS_MAX
+                 ? tokens
+                 : KVT_TOKENS_MAX / e->config.block_tokens * e->config.block_tokens;
     return tokens < e->config.block_tokens ? e->config.block_tokens : (uint32_t)tokens;
 }
 
@@ -137,6 +145,14 @@ int kvt_engine_plan(const struct kvt_engine *e, const struct kvt_plan_request *r
         return -KVT_EINVAL;
     }
     const struct kvt_cache_options *o = r->options;
+    if (o->rows < 1 || o->rows > KVT_ROWS_MAX || r->tokens < 1 || r->tokens > KVT_TOKENS_MAX ||
+        o->tokens_max > KVT_TOKENS_MAX) {
+        kvt_text_format(text, size,
+                        "plan: %u rows of %u tokens (capacity %u); accepted is 1 to "
+                        "1024 rows and 1 to 2147483392 tokens",
+                        o->rows, r->tokens, o->tokens_max);
+        return -KVT_EINVAL;
+    }
     const struct device *d = &e->devices[r->device];
     uint64_t budget = r->device_budget_bytes != 0 ? r->device_budget_bytes
                                                   : d->config.budget_bytes - d->used_bytes;

@@ -192,6 +192,10 @@ void queue_progress(struct kvt_engine *e, struct session *s) {
             i++;
             continue;
         }
+        if (!p->started) { /* each request asks once more what there is */
+            e->host.full = false;
+            e->devices[s->device].full = false;
+        }
         char text[KVT_TEXT_BYTES] = "";
         uint64_t epoch = e->epoch; /* what happens from here on is a reason to try again */
         int rc = -KVT_ENOENT;

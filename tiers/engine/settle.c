@@ -115,18 +115,16 @@ bool planes_exact(struct cache *c, uint32_t capacity) {
     if (p == NULL || p->rows != c->row_count || p->capacity < capacity) {
         return false;
     }
-    uint32_t shortest = UINT32_MAX;
-    for (uint32_t i = 0; i < c->row_count; i++) {
-        if (c->rows[i].planes_row != i) {
-            return false;
-        }
-        shortest = c->rows[i].length < shortest ? c->rows[i].length : shortest;
-    }
     if (p->refs == 1) {
         p->owner = c->id;
-        p->frozen_tokens = 0;
+        memset(p->frozen, 0, p->rows * sizeof(*p->frozen));
     }
-    return p->owner == c->id && shortest >= p->frozen_tokens;
+    for (uint32_t i = 0; i < c->row_count; i++) {
+        if (c->rows[i].planes_row != i || c->rows[i].length < p->frozen[i]) {
+            return false;
+        }
+    }
+    return p->owner == c->id;
 }
 
 /* Dense: planes and slots for rows of `capacity` tokens. */
@@ -174,6 +172,7 @@ static int settle_dense(struct kvt_engine *e, struct session *s, struct step_pla
     *capacity = (uint32_t)slack;
     int rc = settle_dense_at(e, s, c, *capacity);
     if (rc == -KVT_EQUOTA && slack > need) {
+        slots_undo(e, s);
         *capacity = (uint32_t)need;
         rc = settle_dense_at(e, s, c, *capacity);
     }
@@ -199,17 +198,18 @@ void settle_undo(struct kvt_engine *e, struct cache *c) {
     }
     planes_unref(e, c->planes_next);
     c->planes_next = NULL;
+    slots_undo(e, &e->sessions[c->session]);
 }
 
 /* One attempt at `steps` steps. */
 static int settle_once(struct kvt_engine *e, struct session *s, struct step_plan *plan,
                        uint32_t steps, uint32_t *capacity) {
     dev_pass_begin(e, s);
-    int result = settle_rows(e, plan, steps);
-    if (result >= 0) {
-        merge(&result, family_is_segment(e, plan->cache->family)
-                           ? settle_segment(e, s, plan->cache)
-                           : settle_dense(e, s, plan, steps, capacity));
+    int result = family_is_segment(e, plan->cache->family)
+                     ? settle_segment(e, s, plan->cache)
+                     : settle_dense(e, s, plan, steps, capacity);
+    if (result >= 0) { /* last: tables are not in the device's budget */
+        merge(&result, settle_rows(e, plan, steps));
     }
     return result;
 }
@@ -258,6 +258,8 @@ int step_request(struct kvt_engine *e, struct session *s, struct pending *p, cha
         }
         if (rc == -KVT_EQUOTA) {
             rc = memory_take(e, s, c, "step", text);
+        } else if (rc == -KVT_EBUSY) {
+            blocks_full_text(e, "step", text);
         } else if (rc == -KVT_ESTATE) {
             kvt_text_format(text, KVT_TEXT_BYTES,
                             "step: the slots of this session are fixed by "
@@ -268,8 +270,13 @@ int step_request(struct kvt_engine *e, struct session *s, struct pending *p, cha
         }
     }
     if (rc == KVT_READY) {
+        uint32_t before = c->capacity;
         c->capacity = capacity;
         rc = schedule_open(e, s, &plan, text);
+        if (rc != 0) {
+            c->capacity = before;
+            settle_undo(e, c);
+        }
     }
     free(plan.rows);
     free(plan.tokens);

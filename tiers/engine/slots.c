@@ -29,6 +29,16 @@ void slots_free(struct kvt_engine *e, struct session *s) {
     s->slot_cursor = 0;
 }
 
+/* A STEP has failed, or tries another size: slots that are not all there are none. */
+void slots_undo(struct kvt_engine *e, struct session *s) {
+    for (uint32_t i = 0; i < s->slot_count; i++) {
+        if (s->slots[i].place.extent == 0) {
+            slots_free(e, s);
+            return;
+        }
+    }
+}
+
 /* Sees to `count` slots of `bytes`. Between schedules only. -KVT_ESTATE: a static cache has fixed
  * what there is. */
 int slots_settle(struct kvt_engine *e, struct session *s, uint32_t count, uint64_t bytes) {

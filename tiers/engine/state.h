@@ -32,6 +32,17 @@
 
 #include <stddef.h>
 
+/* rows * tokens * bytes, cut at a size that no budget has: products of what clients say. */
+#define KVT_BYTES_HUGE (UINT64_C(1) << 62)
+static inline uint64_t size_of(uint64_t rows, uint64_t tokens, uint64_t token_bytes) {
+    uint64_t bytes;
+    if (__builtin_mul_overflow(rows, tokens, &bytes) ||
+        __builtin_mul_overflow(bytes, token_bytes, &bytes) || bytes > KVT_BYTES_HUGE) {
+        return KVT_BYTES_HUGE;
+    }
+    return bytes;
+}
+
 #define KVT_NOWHERE     UINT64_MAX /* a host offset that is none */
 #define KVT_ALIGN_BYTES 256        /* of every place: a GPU's copies and loads like it */
 
@@ -64,6 +75,7 @@ struct device {
     bool full; /* the device had no memory though the budget had; until something is freed */
     bool lost;
     uint64_t changed_ms; /* when memory last came or went */
+    uint64_t asked_ms;   /* when a session in a schedule was last asked for a layer */
 };
 
 enum chunk_state { CHUNK_ABSENT = 0, CHUNK_GROWING, CHUNK_READY, CHUNK_SHRINKING };
@@ -138,9 +150,9 @@ struct family {
 struct planes {
     uint32_t refs;
     uint32_t rows;
-    uint32_t capacity;      /* tokens of a row */
-    uint32_t owner;         /* cache that may append in place, behind frozen_tokens */
-    uint32_t frozen_tokens; /* tokens of a row that others still read */
+    uint32_t capacity; /* tokens of a row */
+    uint32_t owner;    /* cache that may append in place, behind what is frozen */
+    uint32_t *frozen;  /* [row] tokens that others still read */
     struct family *family;
     struct dev_place *place; /* [layer]: K of all rows, then V of all rows */
 };
@@ -352,8 +364,10 @@ struct kvt_engine {
     struct kvt_engine_config config;
     uint64_t rules; /* left out, test builds only */
     uint64_t now_ms;
-    uint64_t walk;  /* number of the last walk over blocks */
-    uint64_t epoch; /* grows when something happened that may let a waiting request go on */
+    uint64_t walk;        /* number of the last walk over blocks */
+    uint64_t epoch;       /* grows when something happened that may let a waiting request go on */
+    uint64_t block_count; /* of all groups: their tables are memory that no budget counts */
+    uint64_t block_limit;
     uint32_t settling_count;
     uint32_t short_tier; /* of the last -KVT_EQUOTA: enum kvt_tier_id, and what was wanted */
     uint64_t short_bytes;
@@ -416,9 +430,10 @@ void row_trim(struct kvt_engine *e, struct cache *c, struct row *r);
 void row_clear(struct kvt_engine *e, struct cache *c, struct row *r);
 int row_copy(struct kvt_engine *e, const struct row *from, struct row *to);
 int block_alloc(struct kvt_engine *e, struct cache *c, struct row *r, struct block **out);
+void blocks_full_text(const struct kvt_engine *e, const char *what, char *text);
 void block_ref(struct block *b);
 void block_unref(struct kvt_engine *e, struct block *b);
-int spare_fill(struct kvt_engine *e, struct cache *c, uint32_t blocks);
+int spare_fill(struct kvt_engine *e, struct cache *c, uint64_t blocks);
 uint64_t block_host_k(const struct kvt_engine *e, const struct block *b, uint32_t layer);
 uint64_t block_host_v(const struct kvt_engine *e, const struct block *b, uint32_t layer);
 struct dev_place block_gpu_k(const struct kvt_engine *e, const struct block *b, uint32_t layer);
@@ -463,6 +478,7 @@ bool planes_exact(struct cache *c, uint32_t capacity);
 
 /* ---- slots.c ------------------------------------------------------------------------------------------------ */
 int slots_settle(struct kvt_engine *e, struct session *s, uint32_t count, uint64_t bytes);
+void slots_undo(struct kvt_engine *e, struct session *s);
 void slots_free(struct kvt_engine *e, struct session *s);
 void slots_shrink(struct kvt_engine *e, struct session *s);
 
