@@ -498,6 +498,7 @@ uint32_t fake_schedule_write(const struct fake_schedule *s, uint8_t *at) {
 
 void fake_schedule(struct fake_daemon *f, const struct fake_schedule *s, uint32_t rows,
                    uint32_t length) {
+    (void)pthread_mutex_lock(&f->lock);
     f->ring_offset = 64;
     f->ring_bytes = fake_schedule_write(s, f->ring + f->ring_offset);
     f->first_step = s->first_step;
@@ -506,4 +507,5 @@ void fake_schedule(struct fake_daemon *f, const struct fake_schedule *s, uint32_
     for (uint32_t i = 0; i < rows; i++) {
         f->lengths[i] = length;
     }
+    (void)pthread_mutex_unlock(&f->lock);
 }

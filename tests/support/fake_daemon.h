@@ -82,6 +82,13 @@ struct fake_daemon {
 /* What the fake's thread wrote is seen behind this call, and what the test wrote before it is seen by
  * the fake's thread when it answers the next request or packet. */
 void fake_sync(struct fake_daemon *f);
+/* An assignment that the fake's thread sees when it answers next. */
+#define FAKE_SET(f, assignment)                 \
+    do {                                        \
+        (void)pthread_mutex_lock(&(f)->lock);   \
+        assignment;                             \
+        (void)pthread_mutex_unlock(&(f)->lock); \
+    } while (0)
 /* Makes a directory and begins to answer. */
 void fake_start(struct fake_daemon *f);
 void fake_stop(struct fake_daemon *f);

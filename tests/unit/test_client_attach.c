@@ -114,25 +114,21 @@ static void test_runtime_dir_from_environment(void) {
 static void *start_late(void *argument) {
     (void)argument;
     fake_sleep_ms(100);
-    fake.refuse_code = 0;
-    fake_sync(&fake);
+    FAKE_SET(&fake, fake.refuse_code = 0);
     return NULL;
 }
 
 static void test_refused(void) {
     fake_start(&fake);
-    fake.refuse_code = KVT_EVERSION;
-    fake_sync(&fake);
+    FAKE_SET(&fake, fake.refuse_code = KVT_EVERSION);
     CU_ASSERT_EQUAL(attach(1000, 0), -KVT_EVERSION);
     CU_ASSERT(message_has("the fake refuses (this library speaks protocol 1.0, the daemon 7.3)"));
     kvt_detach(client);
-    fake.refuse_code = KVT_EBUSY;
-    fake_sync(&fake);
+    FAKE_SET(&fake, fake.refuse_code = KVT_EBUSY);
     CU_ASSERT_EQUAL(attach(1000, 0), -KVT_EBUSY);
     CU_ASSERT(message_has("attach: refused: the fake refuses"));
     kvt_detach(client);
-    fake.refuse_code = 4711;
-    fake_sync(&fake);
+    FAKE_SET(&fake, fake.refuse_code = 4711);
     CU_ASSERT_EQUAL(attach(1000, 0), -KVT_EPROTO);
     detach_and_stop();
 }
@@ -141,8 +137,7 @@ static void test_refused(void) {
 static void test_wait_for_daemon(void) {
     pthread_t thread;
     fake_start(&fake);
-    fake.refuse_code = KVT_EGONE;
-    fake_sync(&fake);
+    FAKE_SET(&fake, fake.refuse_code = KVT_EGONE);
     CU_ASSERT_EQUAL_FATAL(pthread_create(&thread, NULL, start_late, NULL), 0);
     CU_ASSERT_EQUAL(attach(10000, 0), 0);
     (void)pthread_join(thread, NULL);
@@ -152,8 +147,7 @@ static void test_wait_for_daemon(void) {
 
 static void test_mute(void) {
     fake_start(&fake);
-    fake.mute = true;
-    fake_sync(&fake);
+    FAKE_SET(&fake, fake.mute = true);
     CU_ASSERT_EQUAL(attach(100, 0), -KVT_ETIMEDOUT);
     CU_ASSERT(message_has("did not answer in time"));
     detach_and_stop();
@@ -168,28 +162,28 @@ static void welcome_wrong(const char *what) {
 
 static void test_welcome_wrong(void) {
     fake_start(&fake);
-    fake.welcome.protocol_major = 2;
+    FAKE_SET(&fake, fake.welcome.protocol_major = 2);
     welcome_wrong("the daemon speaks protocol 2.0, this library 1.0");
     fake_start(&fake);
-    fake.welcome.control_page_bytes = 4096;
+    FAKE_SET(&fake, fake.welcome.control_page_bytes = 4096);
     welcome_wrong("a control page of 4096 bytes");
     fake_start(&fake);
-    fake.welcome.ring_bytes = FAKE_RING_BYTES + 1;
+    FAKE_SET(&fake, fake.welcome.ring_bytes = FAKE_RING_BYTES + 1);
     welcome_wrong("cannot be mapped");
     fake_start(&fake);
-    fake.fds_sent = 1;
+    FAKE_SET(&fake, fake.fds_sent = 1);
     welcome_wrong("WELCOME with 1 fds");
     fake_start(&fake);
-    fake.fds_sent = 3;
+    FAKE_SET(&fake, fake.fds_sent = 3);
     welcome_wrong("malformed");
     fake_start(&fake);
     (void)snprintf(fake.welcome.endpoint, 128, "tcp://127.0.0.1:1");
     welcome_wrong("takes ipc:// only");
     fake_start(&fake);
-    fake.welcome.head.type = KVT_ATTACH_RECLAIMED;
+    FAKE_SET(&fake, fake.welcome.head.type = KVT_ATTACH_RECLAIMED);
     welcome_wrong("malformed");
     fake_start(&fake);
-    fake.welcome.head.bytes = 351;
+    FAKE_SET(&fake, fake.welcome.head.bytes = 351);
     welcome_wrong("malformed");
 }
 
@@ -209,7 +203,7 @@ static void test_hangup(void) {
     CU_ASSERT(soon_gone());
     CU_ASSERT_EQUAL(kvt_ping(client, NULL), -KVT_EGONE);
     CU_ASSERT(message_has("session 5: the daemon ended the session or died"));
-    CU_ASSERT_EQUAL(client->page->ready[9].value, KVT_POISON);
+    CU_ASSERT_EQUAL(kvt_client_counter_read(&client->page->ready[9]), KVT_POISON);
     detach_and_stop();
 }
 
@@ -284,8 +278,7 @@ static void test_reclaim_of_former_session(void) {
     CU_ASSERT_EQUAL(kvt_client_extents_pin(&former->extents, 8, 3000, &address, &bytes), 0);
     fake_hangup(&fake);
     CU_ASSERT(soon_gone());
-    fake.welcome.session = 6;
-    fake_sync(&fake);
+    FAKE_SET(&fake, fake.welcome.session = 6);
     CU_ASSERT_EQUAL_FATAL(attach(3000, 0), 0);
     fake_reclaim(&fake, 5, 8);
     CU_ASSERT_FALSE(fake_reclaimed(&fake, 5, 8, 150)); /* an open step uses it */
@@ -303,8 +296,7 @@ static void test_reclaim_of_former_session(void) {
 static void test_sent_again(void) {
     fake_start(&fake);
     CU_ASSERT_EQUAL_FATAL(attach(0, 10000), 0);
-    fake.ignore = 2;
-    fake_sync(&fake);
+    FAKE_SET(&fake, fake.ignore = 2);
     CU_ASSERT_EQUAL(kvt_ping(client, NULL), 0);
     fake_sync(&fake);
     CU_ASSERT_EQUAL(fake.requests, 3);
@@ -315,8 +307,7 @@ static void test_sent_again(void) {
 static void test_silence(void) {
     fake_start(&fake);
     CU_ASSERT_EQUAL_FATAL(attach(0, 300), 0);
-    fake.ignore = 1000;
-    fake_sync(&fake);
+    FAKE_SET(&fake, fake.ignore = 1000);
     CU_ASSERT_EQUAL(kvt_ping(client, NULL), -KVT_EGONE);
     CU_ASSERT(message_has("PING: the daemon did not answer for 300 ms"));
     CU_ASSERT_EQUAL(kvt_ping(client, NULL), -KVT_EGONE);
@@ -335,8 +326,7 @@ static void test_hangup_ends_request(void) {
     pthread_t thread;
     fake_start(&fake);
     CU_ASSERT_EQUAL_FATAL(attach(0, 0), 0);
-    fake.ignore = 1000;
-    fake_sync(&fake);
+    FAKE_SET(&fake, fake.ignore = 1000);
     CU_ASSERT_EQUAL_FATAL(pthread_create(&thread, NULL, hang_up_soon, NULL), 0);
     uint64_t start_ns = kvt_client_now_ns();
     CU_ASSERT_EQUAL(kvt_ping(client, NULL), -KVT_EGONE);
@@ -348,8 +338,7 @@ static void test_hangup_ends_request(void) {
 static void test_other_epoch(void) {
     fake_start(&fake);
     CU_ASSERT_EQUAL_FATAL(attach(0, 0), 0);
-    fake.reply_epoch = FAKE_EPOCH + 1;
-    fake_sync(&fake);
+    FAKE_SET(&fake, fake.reply_epoch = FAKE_EPOCH + 1);
     CU_ASSERT_EQUAL(kvt_ping(client, NULL), -KVT_EGONE);
     CU_ASSERT(message_has("the daemon was restarted"));
     detach_and_stop();
@@ -371,8 +360,7 @@ static bool answer_error(struct fake_daemon *f, const Kvt__Request *q, Kvt__Repl
 
 static void test_replies(void) {
     fake_start(&fake);
-    fake.answer = answer_stale;
-    fake_sync(&fake);
+    FAKE_SET(&fake, fake.answer = answer_stale);
     CU_ASSERT_EQUAL_FATAL(attach(0, 0), 0);
     CU_ASSERT_EQUAL(kvt_ping(client, NULL), 0);
     fake_sync(&fake);
@@ -380,8 +368,7 @@ static void test_replies(void) {
     detach_and_stop();
 
     fake_start(&fake);
-    fake.answer = answer_error;
-    fake_sync(&fake);
+    FAKE_SET(&fake, fake.answer = answer_error);
     CU_ASSERT_EQUAL_FATAL(attach(0, 0), 0);
     CU_ASSERT_EQUAL(kvt_ping(client, NULL), -KVT_EQUOTA);
     CU_ASSERT_STRING_EQUAL(kvt_error_message(client),
@@ -390,8 +377,7 @@ static void test_replies(void) {
     detach_and_stop();
 
     fake_start(&fake);
-    fake.reply_extra = 1;
-    fake_sync(&fake);
+    FAKE_SET(&fake, fake.reply_extra = 1);
     CU_ASSERT_EQUAL_FATAL(attach(0, 0), 0);
     CU_ASSERT_EQUAL(kvt_ping(client, NULL), -KVT_EPROTO);
     CU_ASSERT(message_has("several frames"));
@@ -399,8 +385,7 @@ static void test_replies(void) {
     detach_and_stop();
 
     fake_start(&fake);
-    fake.reply_garbage = true;
-    fake_sync(&fake);
+    FAKE_SET(&fake, fake.reply_garbage = true);
     CU_ASSERT_EQUAL_FATAL(attach(0, 0), 0);
     CU_ASSERT_EQUAL(kvt_ping(client, NULL), -KVT_EPROTO);
     CU_ASSERT(message_has("malformed"));

@@ -1,0 +1,158 @@
+/* Against a fake daemon: a layer at a time, settling, edits of rows, statistics, creating. */
+#include "tests/support/client_rig.h"
+
+/* ---- acquire, settle, the other calls ----------------------------------------------------------- */
+
+static uint32_t last_body(void) {
+    uint32_t body;
+    FAKE_SET(&fake, body = fake.last_body);
+    return body;
+}
+
+static void test_acquire(void) {
+    const struct kvt_piece *const *pieces;
+    uint32_t count;
+    begin_test(KVT_SEGMENT);
+    struct fake_schedule schedule = two_steps();
+    schedule.steps_count = 1;
+    fake_schedule(&fake, &schedule, 2, 10);
+    post_all(1);
+    CU_ASSERT_EQUAL(kvt_acquire(client, cache, 1, 1, &pieces, &count), -KVT_ESTATE);
+    CU_ASSERT_EQUAL_FATAL(kvt_acquire(client, cache, 0, 1, &pieces, &count), 0);
+    CU_ASSERT_EQUAL(last_body(), KVT__REQUEST__BODY_ACQUIRE);
+    CU_ASSERT_EQUAL(count, 2);
+    CU_ASSERT_EQUAL(pieces[1]->last, 1);
+    CU_ASSERT_EQUAL(kvt_acquire(client, cache, 1, 1, &pieces, &count), -KVT_ESTATE);
+    CU_ASSERT(message_has("layer 0 is to be committed first"));
+    CU_ASSERT_EQUAL(kvt_commit(client, cache, 1), -KVT_ESTATE);
+    CU_ASSERT_EQUAL(fake.page->done[1].value, 0);
+    CU_ASSERT_EQUAL(kvt_commit(client, cache, 0), 0);
+    CU_ASSERT_EQUAL(fake.page->done[1].value, 1);
+    CU_ASSERT_EQUAL(kvt_acquire(client, cache, 1, 1, &pieces, &count), 0);
+    CU_ASSERT_EQUAL(count, 1);
+    CU_ASSERT_EQUAL(fake.page->step.value, 0);
+    CU_ASSERT_EQUAL(kvt_commit(client, cache, 1), 0);
+    CU_ASSERT_EQUAL(fake.page->step.value, 10);
+    CU_ASSERT_EQUAL(kvt_acquire_abort(client, cache), 0); /* there is none */
+
+    /* A layer whose pieces need one slot after the other cannot be held as a whole. */
+    schedule.pieces[1].slot = 0;
+    schedule.pieces[1].ready = schedule.pieces[1].done = 2;
+    fake_schedule(&fake, &schedule, 2, 10);
+    CU_ASSERT_EQUAL(kvt_acquire(client, cache, 0, 1, &pieces, &count), -KVT_ENOTSUP);
+    CU_ASSERT(message_has("more pieces than there are slots"));
+    fake_sync(&fake);
+    CU_ASSERT_EQUAL(fake.abort_first, 10); /* the step was given up */
+    end_test();
+}
+
+static void test_settle(void) {
+    pthread_t thread;
+    begin_test(KVT_SEGMENT);
+    CU_ASSERT_EQUAL(kvt_cache_settle(client, cache, 0), 0); /* nothing was ended */
+    struct fake_schedule schedule = two_steps();
+    struct kvt_step *s = begin(&schedule);
+    post_all(1);
+    walk(s);
+    CU_ASSERT_EQUAL(kvt_step_end(s), 0);
+    CU_ASSERT_EQUAL(kvt_cache_settle(client, cache, 20), -KVT_ETIMEDOUT);
+    CU_ASSERT(message_has("step 10 of cache 1 is not committed after 20 ms"));
+    struct late l = {.counter = &fake.page->committed, .value = 10};
+    CU_ASSERT_EQUAL_FATAL(pthread_create(&thread, NULL, post_late, &l), 0);
+    CU_ASSERT_EQUAL(kvt_cache_settle(client, cache, 10000), 0);
+    (void)pthread_join(thread, NULL);
+    post_all(2);
+    walk(s);
+    CU_ASSERT_EQUAL(kvt_step_end(s), 0);
+    fake_post(&fake.page->failed, 11);
+    CU_ASSERT_EQUAL(kvt_cache_settle(client, cache, 10000), -KVT_EFAILED);
+    end_test();
+}
+
+static void test_edits(void) {
+    struct kvt_cache_stat stat;
+    uint32_t rows[2] = {1, 0};
+    uint32_t forked = 0;
+    begin_test(KVT_SEGMENT);
+    FAKE_SET(&fake, fake.length_count = 2);
+    CU_ASSERT_EQUAL(kvt_cache_reorder(client, cache, rows, 2), 0);
+    CU_ASSERT_EQUAL(last_body(), KVT__REQUEST__BODY_REORDER);
+    CU_ASSERT_EQUAL(kvt_cache_select(client, cache, rows, 2), 0);
+    CU_ASSERT_EQUAL(last_body(), KVT__REQUEST__BODY_SELECT);
+    CU_ASSERT_EQUAL(kvt_cache_repeat(client, cache, 2), 0);
+    CU_ASSERT_EQUAL(last_body(), KVT__REQUEST__BODY_REPEAT);
+    CU_ASSERT_EQUAL(kvt_cache_crop(client, cache, rows, 2), 0);
+    CU_ASSERT_EQUAL(last_body(), KVT__REQUEST__BODY_CROP);
+    CU_ASSERT_EQUAL(kvt_cache_reset(client, cache), 0);
+    CU_ASSERT_EQUAL(last_body(), KVT__REQUEST__BODY_RESET);
+    CU_ASSERT_EQUAL(kvt_cache_fork(client, cache, rows, 2, &forked), 0);
+    CU_ASSERT_EQUAL(forked, 2);
+    CU_ASSERT_EQUAL(kvt_cache_stat(client, cache, &stat), 0);
+    CU_ASSERT_EQUAL(stat.to_device_bytes, 4711);
+    CU_ASSERT_EQUAL(stat.layer_count, 3);
+    CU_ASSERT_STRING_EQUAL(stat.layers, "RSI");
+    CU_ASSERT_EQUAL(kvt_cache_close(client, cache), 0);
+    CU_ASSERT_EQUAL(kvt_cache_close(client, cache), -KVT_ENOENT);
+    CU_ASSERT_EQUAL(kvt_cache_stat(client, forked, &stat), -KVT_ENOENT); /* the fake lists one */
+    CU_ASSERT_EQUAL(kvt_cache_reorder(client, forked, NULL, 2), -KVT_EINVAL);
+    CU_ASSERT_EQUAL(kvt_cache_crop(client, forked, rows, 0), -KVT_EINVAL);
+    end_test();
+}
+
+static Kvt__CacheOptions seen;
+static uint32_t seen_repeat[4];
+static uint32_t seen_last_reader[4];
+
+static bool remember_create(struct fake_daemon *f, const Kvt__Request *q, Kvt__Reply *r) {
+    if (q->body_case == KVT__REQUEST__BODY_CREATE) {
+        seen = *q->create->options;
+        for (size_t i = 0; i < seen.n_layers && i < 4; i++) {
+            seen_repeat[i] = seen.layers[i]->repeat;
+            seen_last_reader[i] = seen.layers[i]->last_reader_plus_1;
+        }
+    }
+    return fake_answer(f, q, r);
+}
+
+static void test_create(void) {
+    struct kvt_layer_shape four[4] = {layers[0], layers[0], layers[0], layers[1]};
+    struct kvt_cache_create_options o = {
+        .layers = four, .layer_count = 4, .mode = KVT_DYNAMIC, .resident_layers_max = -1};
+    uint32_t id;
+    begin_test(KVT_SEGMENT);
+    FAKE_SET(&fake, fake.answer = remember_create);
+    four[0].last_reader = 2;
+    CU_ASSERT_EQUAL(kvt_cache_create(client, &o, &id), 0);
+    fake_sync(&fake);
+    CU_ASSERT_EQUAL(seen.n_layers, 3); /* neighbours that are alike go as one */
+    CU_ASSERT_EQUAL(seen_repeat[0], 1);
+    CU_ASSERT_EQUAL(seen_last_reader[0], 3);
+    CU_ASSERT_EQUAL(seen_repeat[1], 2);
+    CU_ASSERT_EQUAL(seen_last_reader[1], 0);
+    CU_ASSERT_EQUAL(seen.rows, 1);
+    CU_ASSERT_EQUAL(seen.append_max, 1);
+    CU_ASSERT_EQUAL(seen.resident_layers_max_plus_1, 0);
+    o.resident_layers_max = 0;
+    fake_sync(&fake); /* what was seen may be overwritten now */
+    CU_ASSERT_EQUAL(kvt_cache_create(client, &o, &id), 0);
+    fake_sync(&fake);
+    CU_ASSERT_EQUAL(seen.resident_layers_max_plus_1, 1);
+    o.resident_layers_max = 1025;
+    CU_ASSERT_EQUAL(kvt_cache_create(client, &o, &id), -KVT_EINVAL);
+    o.resident_layers_max = -1;
+    four[2].dtype = 9;
+    CU_ASSERT_EQUAL(kvt_cache_create(client, &o, &id), -KVT_EINVAL);
+    CU_ASSERT(message_has("CREATE: layer 2: dtype is 9; accepted is"));
+    o.layer_count = 0;
+    CU_ASSERT_EQUAL(kvt_cache_create(client, &o, &id), -KVT_EINVAL);
+    end_test();
+}
+
+int main(void) {
+    CU_TestInfo tests[] = {{"acquire", test_acquire},
+                           {"settle", test_settle},
+                           {"edits", test_edits},
+                           {"create", test_create},
+                           CU_TEST_INFO_NULL};
+    return kvt_cunit_run("client calls", tests);
+}

@@ -1,0 +1,408 @@
+/* Steps against a fake daemon: pieces become pointers, counters are posted, failures are told. */
+#include "tests/support/client_rig.h"
+
+/* ---- walking ---------------------------------------------------------------------------------- */
+
+static void test_two_steps(void) {
+    const struct kvt_piece *p;
+    begin_test(KVT_SEGMENT);
+    struct fake_schedule schedule = two_steps();
+    struct kvt_step *s = begin(&schedule);
+    fake_sync(&fake);
+    CU_ASSERT_EQUAL(fake.last_rows, 2);
+    CU_ASSERT_EQUAL(kvt_step_left(s), 2);
+    CU_ASSERT_EQUAL(kvt_step_length(s, 0), 10);
+    CU_ASSERT_EQUAL(kvt_step_length(s, 1), 10);
+    CU_ASSERT_EQUAL(kvt_step_length(s, 2), 0);
+
+    memory[3] = 42;
+    fake_post(&fake.page->ready[0], 1);
+    CU_ASSERT_EQUAL_FATAL(kvt_step_piece(s, &p), 1);
+    CU_ASSERT_EQUAL(kvt_piece_wait(s, p), 0);
+    CU_ASSERT_EQUAL(p->streamed, 1);
+    CU_ASSERT_EQUAL(p->last, 0);
+    CU_ASSERT_EQUAL(p->run_count, 1);
+    CU_ASSERT_EQUAL(p->runs[0].row_count, 2);
+    CU_ASSERT_EQUAL(p->runs[0].rows[1], 1);
+    CU_ASSERT_EQUAL(((const uint8_t *)p->runs[0].k)[3], 42);
+    CU_ASSERT_PTR_EQUAL(p->runs[0].v, (uint8_t *)p->runs[0].k + 80);
+    CU_ASSERT_EQUAL(fake.page->done[0].value, 0);
+    CU_ASSERT_EQUAL(kvt_piece_done(s, p), 0);
+    CU_ASSERT_EQUAL(fake.page->done[0].value, 1);
+    CU_ASSERT_EQUAL(fake.page->done[0].wake, 1);
+    CU_ASSERT_EQUAL(kvt_piece_done(s, p), 0); /* once is enough */
+    CU_ASSERT_EQUAL(fake.page->done[0].wake, 1);
+
+    fake_post(&fake.page->ready[1], 1);
+    CU_ASSERT_EQUAL_FATAL(kvt_step_piece(s, &p), 1);
+    CU_ASSERT_EQUAL(kvt_piece_wait(s, p), 0);
+    memset(p->runs[0].k, 7, 8); /* the appended token */
+    CU_ASSERT_EQUAL(memory[256 + 7], 7);
+    CU_ASSERT_EQUAL(kvt_piece_done(s, p), 0);
+
+    CU_ASSERT_EQUAL_FATAL(kvt_step_piece(s, &p), 1);
+    CU_ASSERT_EQUAL(p->streamed, 0);
+    CU_ASSERT_PTR_NULL(p->runs[0].v);
+    CU_ASSERT_EQUAL(kvt_piece_wait(s, p), 0);
+    CU_ASSERT_EQUAL(kvt_step_piece(s, &p), 0);
+
+    CU_ASSERT_EQUAL(fake.page->step.value, 0);
+    CU_ASSERT_EQUAL(kvt_step_end(s), 0);
+    CU_ASSERT_EQUAL(fake.page->step.value, 10);
+    CU_ASSERT_EQUAL(kvt_step_left(s), 1);
+    CU_ASSERT_EQUAL(kvt_step_length(s, 0), 10);
+    CU_ASSERT_EQUAL(kvt_step_length(s, 1), 11);
+    post_all(2);
+    walk(s);
+    CU_ASSERT_EQUAL(kvt_step_end(s), 0);
+    CU_ASSERT_EQUAL(fake.page->step.value, 11);
+    CU_ASSERT_EQUAL(kvt_step_left(s), 0);
+    CU_ASSERT_EQUAL(kvt_step_end(s), -KVT_ESTATE);
+    end_test();
+}
+
+static void test_wait_sleeps(void) {
+    const struct kvt_piece *p;
+    pthread_t thread;
+    begin_test(KVT_SEGMENT);
+    struct fake_schedule schedule = two_steps();
+    struct kvt_step *s = begin(&schedule);
+    struct late l = {.counter = &fake.page->ready[0], .value = 1};
+    CU_ASSERT_EQUAL_FATAL(kvt_step_piece(s, &p), 1);
+    CU_ASSERT_EQUAL_FATAL(pthread_create(&thread, NULL, post_late, &l), 0);
+    uint64_t start_ns = kvt_client_now_ns();
+    CU_ASSERT_EQUAL(kvt_piece_wait(s, p), 0);
+    CU_ASSERT(kvt_client_now_ns() - start_ns > 10000000);
+    (void)pthread_join(thread, NULL);
+    CU_ASSERT_EQUAL(kvt_step_abort(s), 0);
+    end_test();
+}
+
+static void test_end_before_done(void) {
+    const struct kvt_piece *p;
+    begin_test(KVT_SEGMENT);
+    struct fake_schedule schedule = two_steps();
+    struct kvt_step *s = begin(&schedule);
+    post_all(1);
+    CU_ASSERT_EQUAL_FATAL(kvt_step_piece(s, &p), 1);
+    CU_ASSERT_EQUAL(kvt_piece_wait(s, p), 0);
+    CU_ASSERT_EQUAL(kvt_step_end(s), -KVT_ESTATE);
+    CU_ASSERT(message_has("step 10 of cache 1 cannot end: 2 streamed pieces"));
+    CU_ASSERT_EQUAL(fake.page->step.value, 0);
+    CU_ASSERT_EQUAL(kvt_piece_done(s, p), 0);
+    walk(s);
+    CU_ASSERT_EQUAL(kvt_step_end(s), 0);
+    CU_ASSERT_EQUAL(kvt_piece_done(s, p), -KVT_EINVAL); /* a piece of the step before */
+    CU_ASSERT_EQUAL(kvt_cache_close(client, cache), -KVT_ESTATE);
+    CU_ASSERT(message_has("cache 1 has an open step"));
+    CU_ASSERT_EQUAL(kvt_cache_reset(client, cache), -KVT_ESTATE);
+    struct kvt_step *second;
+    CU_ASSERT_EQUAL(kvt_step_begin(client, cache, NULL, 0, 1, 1, &second), -KVT_ESTATE);
+    CU_ASSERT_EQUAL(kvt_step_abort(s), 0);
+    end_test();
+}
+
+static void test_moves(void) {
+    const struct kvt_piece *p;
+    begin_test(KVT_SEGMENT);
+    struct fake_schedule schedule = two_steps();
+    schedule.moves_count = 2;
+    schedule.moves_leading = 1;
+    schedule.moves[0] = (struct kvt_sched_move){.source_extent = 100,
+                                                .target_extent = 100,
+                                                .source_offset = 4096,
+                                                .target_offset = 8192,
+                                                .bytes = 16};
+    schedule.moves[1] = (struct kvt_sched_move){.source_extent = 100,
+                                                .target_extent = 100,
+                                                .source_offset = 8192,
+                                                .target_offset = 12288,
+                                                .bytes = 16};
+    schedule.pieces[0].move_first = 1;
+    schedule.pieces[0].move_count = 1;
+    memset(memory + 4096, 'a', 16);
+    struct kvt_step *s = begin(&schedule);
+    CU_ASSERT_EQUAL(memory[8192 + 15], 'a');
+    CU_ASSERT_EQUAL(memory[12288], 0);
+    memset(memory + 8192, 'b', 16); /* what the fill brings */
+    fake_post(&fake.page->ready[0], 1);
+    CU_ASSERT_EQUAL_FATAL(kvt_step_piece(s, &p), 1);
+    CU_ASSERT_EQUAL(memory[12288], 0);
+    CU_ASSERT_EQUAL(kvt_piece_wait(s, p), 0);
+    CU_ASSERT_EQUAL(memory[12288 + 15], 'b');
+    memset(memory + 12288, 'c', 16); /* appended meanwhile: not copied over by a second wait */
+    CU_ASSERT_EQUAL(kvt_piece_wait(s, p), 0);
+    CU_ASSERT_EQUAL(memory[12288], 'c');
+    CU_ASSERT_EQUAL(kvt_step_abort(s), 0);
+    end_test();
+}
+
+static void test_dense(void) {
+    const struct kvt_piece *p;
+    struct kvt_step *s;
+    begin_test(KVT_DENSE);
+    struct fake_schedule schedule = {
+        .cache = 1,
+        .first_step = 1,
+        .steps_count = 1,
+        .steps = {{.step = 1, .piece_count = 2}},
+        .pieces_count = 2,
+        .pieces = {{.last_reader = 1,
+                    .flags = KVT_PIECE_STREAMED | KVT_PIECE_LAST,
+                    .extent = 100,
+                    .ready = 1,
+                    .done = 1,
+                    .k_offset = 128,
+                    .v_offset = 4096,
+                    .k_row_bytes = 1024,
+                    .v_row_bytes = 512,
+                    .token_capacity = 64},
+                   {.layer = 1,
+                    .reader = 1,
+                    .last_reader = 1,
+                    .flags = KVT_PIECE_LAST,
+                    .extent = 100,
+                    .k_row_bytes = 1024,
+                    .token_capacity = 64}},
+    };
+    fake_schedule(&fake, &schedule, 2, 0);
+    CU_ASSERT_EQUAL_FATAL(kvt_step_begin(client, cache, NULL, 0, 1, 1, &s), 0);
+    fake_post(&fake.page->ready[0], 1);
+    CU_ASSERT_EQUAL_FATAL(kvt_step_piece(s, &p), 1);
+    CU_ASSERT_EQUAL(kvt_piece_wait(s, p), 0);
+    memset((uint8_t *)p->k + p->k_row_bytes, 9, 8);
+    CU_ASSERT_EQUAL(memory[128 + 1024], 9);
+    memset((uint8_t *)p->v + p->v_row_bytes, 8, 4);
+    CU_ASSERT_EQUAL(memory[4096 + 512], 8);
+    const struct kvt_piece *held = p;
+    CU_ASSERT_EQUAL_FATAL(kvt_step_piece(s, &p), 1);
+    CU_ASSERT_PTR_NULL(p->v);
+    CU_ASSERT_EQUAL(kvt_piece_wait(s, p), 0);
+    CU_ASSERT_EQUAL(kvt_piece_done(s, p), 0);
+    CU_ASSERT_EQUAL(fake.page->done[0].value, 0);
+    CU_ASSERT_EQUAL(kvt_piece_done(s, held), 0); /* late */
+    CU_ASSERT_EQUAL(fake.page->done[0].value, 1);
+    CU_ASSERT_EQUAL(kvt_step_end(s), 0);
+    end_test();
+}
+
+/* ---- failing and aborting --------------------------------------------------------------------- */
+
+static void test_failed_while_waiting(void) {
+    const struct kvt_piece *p;
+    pthread_t thread;
+    begin_test(KVT_SEGMENT);
+    struct fake_schedule schedule = two_steps();
+    struct kvt_step *s = begin(&schedule);
+    struct late l = {.counter = &fake.page->ready[0], .value = 2, .code = KVT_EIO};
+    CU_ASSERT_EQUAL_FATAL(kvt_step_piece(s, &p), 1);
+    CU_ASSERT_EQUAL_FATAL(pthread_create(&thread, NULL, post_late, &l), 0);
+    CU_ASSERT_EQUAL(kvt_piece_wait(s, p), -KVT_EFAILED);
+    CU_ASSERT(
+        message_has("step 10 of cache 1 failed and was not committed: an input/output error"));
+    (void)pthread_join(thread, NULL);
+    CU_ASSERT_EQUAL(kvt_step_abort(s), 0);
+    CU_ASSERT_EQUAL(fake.page->step.value, 11); /* the schedule's last: nothing is used any more */
+    fake_sync(&fake);
+    CU_ASSERT_EQUAL(fake.abort_first, 0); /* the daemon knew */
+    end_test();
+}
+
+static void test_failed_at_end(void) {
+    begin_test(KVT_SEGMENT);
+    struct fake_schedule schedule = two_steps();
+    struct kvt_step *s = begin(&schedule);
+    post_all(1);
+    walk(s);
+    fake_post(&fake.page->failed, 10);
+    CU_ASSERT_EQUAL(kvt_step_end(s), -KVT_EFAILED);
+    CU_ASSERT_EQUAL(fake.page->step.value, 11);
+    CU_ASSERT_EQUAL(kvt_step_left(s), 0);
+    /* A later step's failure is none of this one's. */
+    schedule.first_step = schedule.steps[0].step = 12;
+    schedule.steps[1].step = 13;
+    for (int i = 0; i < 6; i++) {
+        schedule.pieces[i].flags = KVT_PIECE_LAST;
+    }
+    s = begin(&schedule);
+    walk(s);
+    fake_post(&fake.page->failed, 13);
+    CU_ASSERT_EQUAL(kvt_step_end(s), 0);
+    const struct kvt_piece *p;
+    CU_ASSERT_EQUAL_FATAL(kvt_step_piece(s, &p), 1);
+    CU_ASSERT_EQUAL(kvt_piece_wait(s, p), -KVT_EFAILED);
+    CU_ASSERT_EQUAL(kvt_step_abort(s), 0);
+    end_test();
+}
+
+static void test_abort(void) {
+    begin_test(KVT_SEGMENT);
+    struct fake_schedule schedule = two_steps();
+    struct kvt_step *s = begin(&schedule);
+    post_all(1);
+    walk(s);
+    CU_ASSERT_EQUAL(kvt_step_end(s), 0);
+    CU_ASSERT_EQUAL(kvt_step_abort(s), 0);
+    fake_sync(&fake);
+    CU_ASSERT_EQUAL(fake.abort_first, 11); /* the first one had been ended */
+    CU_ASSERT_FALSE(fake.abort_before_step);
+    CU_ASSERT_EQUAL(fake.page->step.value, 11);
+    CU_ASSERT_EQUAL(kvt_step_abort(s), 0); /* there is none */
+    end_test();
+}
+
+static void *hang_up_soon(void *argument) {
+    (void)argument;
+    fake_sleep_ms(30);
+    fake_hangup(&fake);
+    return NULL;
+}
+
+static void test_daemon_dies_while_waiting(void) {
+    const struct kvt_piece *p;
+    pthread_t thread;
+    begin_test(KVT_SEGMENT);
+    struct fake_schedule schedule = two_steps();
+    struct kvt_step *s = begin(&schedule);
+    CU_ASSERT_EQUAL_FATAL(kvt_step_piece(s, &p), 1);
+    CU_ASSERT_EQUAL_FATAL(pthread_create(&thread, NULL, hang_up_soon, NULL), 0);
+    uint64_t start_ns = kvt_client_now_ns();
+    CU_ASSERT_EQUAL(kvt_piece_wait(s, p), -KVT_EGONE);
+    CU_ASSERT(kvt_client_now_ns() - start_ns < UINT64_C(1000000000));
+    (void)pthread_join(thread, NULL);
+    CU_ASSERT_EQUAL(kvt_step_end(s), -KVT_EGONE);
+    CU_ASSERT_EQUAL(kvt_step_begin(client, cache, NULL, 0, 1, 1, &s), -KVT_EGONE);
+    end_test();
+}
+
+static void test_quota(void) {
+    struct kvt_step *s = NULL;
+    begin_test(KVT_SEGMENT);
+    FAKE_SET(&fake, fake.step_code = KVT_EQUOTA);
+    CU_ASSERT_EQUAL(kvt_step_begin(client, cache, NULL, 0, 1, 1, &s), -KVT_EQUOTA);
+    CU_ASSERT(message_has("STEP: device: 2 GiB needed, 1 GiB in the budget"));
+    CU_ASSERT_PTR_NULL(s);
+    end_test();
+}
+
+static void test_arguments(void) {
+    struct kvt_step *s = NULL;
+    struct kvt_step_row row = {0, 1};
+    begin_test(KVT_SEGMENT);
+    CU_ASSERT_EQUAL(kvt_step_begin(client, 77, NULL, 0, 1, 1, &s), -KVT_ENOENT);
+    CU_ASSERT(message_has("cache 77 is not a cache of this client"));
+    CU_ASSERT_EQUAL(kvt_step_begin(client, cache, NULL, 0, 1, 0, &s), -KVT_EINVAL);
+    CU_ASSERT_EQUAL(kvt_step_begin(client, cache, &row, 0, 1, 1, &s), -KVT_EINVAL);
+    CU_ASSERT_EQUAL(kvt_step_begin(client, cache, &row, 5000, 1, 1, &s), -KVT_EINVAL);
+    CU_ASSERT(message_has("5000 rows; accepted is 1 to 1024"));
+    end_test();
+}
+
+/* ---- schedules that are wrong ----------------------------------------------------------------- */
+
+static void wrong_at_begin(const struct fake_schedule *schedule, const char *what) {
+    struct kvt_step *s = NULL;
+    fake_schedule(&fake, schedule, 2, 10);
+    FAKE_SET(&fake, fake.abort_first = 0);
+    CU_ASSERT_EQUAL(kvt_step_begin(client, cache, NULL, 0, 1, 2, &s), -KVT_EPROTO);
+    CU_ASSERT(message_has(what));
+    fake_sync(&fake);
+    CU_ASSERT_EQUAL(fake.abort_first, 10); /* the daemon is not left with an open schedule */
+}
+
+static void test_wrong_schedules(void) {
+    const struct kvt_piece *p;
+    begin_test(KVT_SEGMENT);
+    struct fake_schedule schedule = two_steps();
+    schedule.cache = 2;
+    wrong_at_begin(&schedule, "it is for cache 2");
+    schedule = two_steps();
+    schedule.steps[0].piece_count = 7;
+    wrong_at_begin(&schedule, "pieces 0 and 7 more; there are 6");
+    schedule = two_steps();
+    schedule.moves_count = schedule.moves_leading = 1;
+    schedule.moves[0] = (struct kvt_sched_move){
+        .source_extent = 100, .target_extent = 100, .source_offset = EXTENT_BYTES, .bytes = 8};
+    wrong_at_begin(&schedule, "a move of 8 bytes");
+
+    schedule = two_steps();
+    schedule.runs[0].k_offset = EXTENT_BYTES - 78;
+    struct kvt_step *s = begin(&schedule);
+    CU_ASSERT_EQUAL(kvt_step_piece(s, &p), -KVT_EPROTO);
+    CU_ASSERT(message_has("a run's K of layer 0: 80 bytes at offset 65458"));
+    CU_ASSERT_EQUAL(kvt_step_abort(s), 0);
+    end_test();
+}
+
+/* ---- extents ---------------------------------------------------------------------------------- */
+
+static void *send_extent_late(void *argument) {
+    (void)argument;
+    fake_sleep_ms(50);
+    (void)fake_extent(&fake, 200, 4096);
+    return NULL;
+}
+
+/* The packet that brings an extent may come behind the reply that names it. */
+static void test_extent_comes_late(void) {
+    const struct kvt_piece *p;
+    pthread_t thread;
+    begin_test(KVT_SEGMENT);
+    struct fake_schedule schedule = two_steps();
+    schedule.pieces[0].extent = 200;
+    struct kvt_step *s = begin(&schedule);
+    CU_ASSERT_EQUAL_FATAL(pthread_create(&thread, NULL, send_extent_late, NULL), 0);
+    CU_ASSERT_EQUAL(kvt_step_piece(s, &p), 1);
+    (void)pthread_join(thread, NULL);
+    CU_ASSERT_EQUAL(kvt_step_abort(s), 0);
+    end_test();
+}
+
+static void test_reclaim(void) {
+    begin_test(KVT_SEGMENT);
+    struct fake_schedule schedule = two_steps();
+    struct kvt_step *s = begin(&schedule);
+    post_all(1);
+    walk(s);
+    fake_reclaim(&fake, 5, 100);
+    CU_ASSERT_FALSE(fake_reclaimed(&fake, 5, 100, 100)); /* the open step uses it */
+    CU_ASSERT_EQUAL(kvt_step_end(s), 0);
+    CU_ASSERT(fake_reclaimed(&fake, 5, 100, 3000));
+    CU_ASSERT_EQUAL(client->extents.count, 0);
+    CU_ASSERT_EQUAL(kvt_step_abort(s), 0);
+    end_test();
+}
+
+/* A file shorter than the extent it is said to be must not become a SIGBUS. */
+static void test_short_extent(void) {
+    const struct kvt_piece *p;
+    begin_test(KVT_SEGMENT);
+    fake_send_extent(&fake, 300, EXTENT_BYTES + 1, fake.extents[0].fd, 5);
+    struct fake_schedule schedule = two_steps();
+    schedule.pieces[0].extent = 300;
+    struct kvt_step *s = begin(&schedule);
+    CU_ASSERT_EQUAL(kvt_step_piece(s, &p), -KVT_EPROTO);
+    CU_ASSERT(message_has("extent 300: it cannot be mapped"));
+    CU_ASSERT_EQUAL(kvt_step_abort(s), 0);
+    end_test();
+}
+
+int main(void) {
+    CU_TestInfo tests[] = {{"two steps", test_two_steps},
+                           {"a wait sleeps", test_wait_sleeps},
+                           {"end before done", test_end_before_done},
+                           {"moves", test_moves},
+                           {"dense", test_dense},
+                           {"failed while waiting", test_failed_while_waiting},
+                           {"failed at the end", test_failed_at_end},
+                           {"abort", test_abort},
+                           {"the daemon dies", test_daemon_dies_while_waiting},
+                           {"quota", test_quota},
+                           {"arguments", test_arguments},
+                           {"wrong schedules", test_wrong_schedules},
+                           {"an extent comes late", test_extent_comes_late},
+                           {"RECLAIM", test_reclaim},
+                           {"a short extent", test_short_extent},
+                           CU_TEST_INFO_NULL};
+    return kvt_cunit_run("client steps", tests);
+}
