@@ -1,0 +1,154 @@
+/* Invariants, and who waits for ever. */
+#include "tests/sim/sim.h"
+
+#include <stdio.h>
+#include <string.h>
+
+typedef unsigned long long ull;
+
+static const char *const fault_names[SIM_FAULT_COUNT] = {
+#define SIM_FAULT_NAME(name, text) text,
+    SIM_FAULTS(SIM_FAULT_NAME)
+#undef SIM_FAULT_NAME
+};
+
+const char *sim_fault_name(uint32_t fault) {
+    return fault_names[fault];
+}
+
+/* What the engine has charged is what is there, and no more than the budgets. */
+static void check_budgets(struct sim *sim) {
+    struct kvt_tier_info info;
+    for (uint32_t i = 0; i < sim->config.device_count; i++) {
+        kvt_engine_device_info(sim->engine, i, &info);
+        if (info.used_bytes != sim->devices[i].extent_bytes ||
+            info.used_bytes > info.budget_bytes || info.live_bytes > info.used_bytes ||
+            info.pinned_dead_bytes > info.used_bytes) {
+            sim_fail(sim,
+                     "device %u: used %llu, there are %llu, live %llu, pinned %llu, budget %llu", i,
+                     (ull)info.used_bytes, (ull)sim->devices[i].extent_bytes, (ull)info.live_bytes,
+                     (ull)info.pinned_dead_bytes, (ull)info.budget_bytes);
+        }
+    }
+    kvt_engine_host_info(sim->engine, &info);
+    if (info.used_bytes != sim_host_used(sim) || info.used_bytes > info.budget_bytes ||
+        info.live_bytes > info.used_bytes) {
+        sim_fail(sim, "host: used %llu, there are %llu, live %llu, budget %llu",
+                 (ull)info.used_bytes, (ull)sim_host_used(sim), (ull)info.live_bytes,
+                 (ull)info.budget_bytes);
+    }
+}
+
+void sim_check(struct sim *sim) {
+    char text[KVT_TEXT_BYTES] = "";
+    if (kvt_engine_check(sim->engine, text, sizeof(text)) != 0) {
+        sim_fail(sim, "kvt_engine_check: %s", text);
+    }
+    check_budgets(sim);
+}
+
+/* A worker that runs and waits gets on within a time that covers every delay of the world. */
+void sim_check_stuck(struct sim *sim) {
+    const uint64_t limit_us = 20000000;
+    for (uint32_t i = 0; i < sim->process_count; i++) {
+        const struct sim_worker *w = sim->processes[i];
+        if (!w || w->process != SIM_RUNNING || w->hung || w->liar || w->unchecked || !w->attached) {
+            continue;
+        }
+        bool waits =
+            w->request_count > 0 || w->stream_waits || (w->schedule.open && !w->schedule.begun);
+        if (waits && sim->now_us > w->progress_us + limit_us) {
+            sim_fail(sim,
+                     "stuck: session %u has waited for %llu ms; %u requests, first of kind %u, "
+                     "%s a schedule (failed %llu, posted %llu, last %llu)%s",
+                     w->session, (ull)(sim->now_us - w->progress_us) / 1000, w->request_count,
+                     w->request_count > 0 ? w->requests[0].kind : 0,
+                     w->schedule.open ? "in" : "not in", (ull)w->schedule.failed,
+                     (ull)w->schedule.posted, (ull)w->last_step,
+                     w->stream_waits ? ", its stream waits for a fill" : "");
+        }
+    }
+}
+
+/* Everybody is gone: nothing may be left. */
+void sim_check_end(struct sim *sim) {
+    struct kvt_tier_info info;
+    for (uint32_t i = 0; i < SIM_SESSIONS_MAX; i++) {
+        if (sim->sessions[i]) {
+            sim_fail(sim, "the end: session %u is not freed", i);
+        }
+    }
+    for (uint32_t i = 0; i < sim->config.device_count; i++) {
+        kvt_engine_device_info(sim->engine, i, &info);
+        if (info.used_bytes != 0 || info.live_bytes != 0) {
+            sim_fail(sim, "the end: device %u has %llu bytes in use, %llu live", i,
+                     (ull)info.used_bytes, (ull)info.live_bytes);
+        }
+    }
+    kvt_engine_host_info(sim->engine, &info);
+    if (info.used_bytes != 0 || info.live_bytes != 0) {
+        sim_fail(sim, "the end: the host has %llu bytes in use, %llu live", (ull)info.used_bytes,
+                 (ull)info.live_bytes);
+    }
+}
+
+/* ---- what is said after a failure ------------------------------------------------------------ */
+
+static void dump_worker(const struct sim_worker *w) {
+    const struct sim_schedule *s = &w->schedule;
+    printf("  session %u: %s worker, device %u%s%s%s%s%s\n", w->session,
+           w->kind == KVT_WORKER_DENSE ? "dense" : "segment", w->device, w->hung ? ", hung" : "",
+           w->liar ? ", liar" : "", w->attached ? "" : ", hung up",
+           w->process == SIM_RUNNING ? "" : ", not running", w->unchecked ? ", unchecked" : "");
+    for (uint32_t i = 0; i < w->request_count; i++) {
+        printf("    request %llu: kind %u, cache %u, since %llu us\n", (ull)w->requests[i].tag,
+               w->requests[i].kind, w->requests[i].cache, (ull)w->requests[i].sent_us);
+    }
+    for (uint32_t i = 0; i < SIM_CACHES_MAX; i++) {
+        const struct sim_cache *c = &w->caches[i];
+        if (c->id != 0) {
+            printf("    cache %u: mode %u, %u layers, %u rows:", c->id, c->mode, c->layer_count,
+                   c->row_count);
+            for (uint32_t row = 0; row < c->row_count; row++) {
+                printf(" %u", c->rows[row].length);
+            }
+            printf("\n");
+        }
+    }
+    if (s->open) {
+        printf("    steps %llu to %llu of cache %u: %u committed, posted %llu, failed %llu\n",
+               (ull)s->header.first_step, (ull)w->last_step, s->cache->id, s->committed,
+               (ull)s->posted, (ull)s->failed);
+    }
+    if (w->stream_head < w->stream_count) {
+        const struct sim_stream_op *op = &w->stream[w->stream_head];
+        printf(
+            "    stream: %u left, first kind %u step %u piece %u slot %u value %llu (ready %llu)\n",
+            w->stream_count - w->stream_head, op->kind, op->step, op->index, op->slot,
+            (ull)op->value, (ull)w->page->ready[op->slot].value);
+    }
+}
+
+void sim_dump(const struct sim *sim) {
+    struct kvt_tier_info info;
+    printf("  %u tokens a block, idle after %u ms, %u devices\n", sim->config.block_tokens,
+           sim->config.idle_after_ms, sim->config.device_count);
+    if (!sim->engine) {
+        return;
+    }
+    for (uint32_t i = 0; i < sim->config.device_count; i++) {
+        kvt_engine_device_info(sim->engine, i, &info);
+        printf("  device %u: %s, %llu of %llu bytes used, %llu live, issuer %s for workers\n", i,
+               sim->devices[i].post_behind ? "posts behind" : "posts after", (ull)info.used_bytes,
+               (ull)info.budget_bytes, (ull)info.live_bytes,
+               kvt_issuer_waits_for_worker(sim->devices[i].issuer) ? "waits" : "does not wait");
+    }
+    kvt_engine_host_info(sim->engine, &info);
+    printf("  host: %llu of %llu bytes used, %llu live\n", (ull)info.used_bytes,
+           (ull)info.budget_bytes, (ull)info.live_bytes);
+    for (uint32_t i = 0; i < SIM_SESSIONS_MAX; i++) {
+        if (sim->sessions[i]) {
+            dump_worker(sim->sessions[i]);
+        }
+    }
+}

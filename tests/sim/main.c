@@ -1,0 +1,298 @@
+/* kvtier-sim: runs seeds, replays one, or leaves rules out one at a time and counts the seeds until
+ * that is noticed. Wall time is looked at here only, between runs.
+ */
+#include "tests/sim/sim.h"
+
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+typedef unsigned long long ull;
+
+static const char *const rule_names[KVT_BREAK_RULES_COUNT] = {
+    "fill-ignores-done",
+    "fill-ignores-writeback",
+    "post-before-copy",
+    "writeback-ignores-done",
+    "commit-ignores-step",
+    "commit-ignores-writeback",
+    "keep-stale-prefetch",
+    "no-copy-on-write",
+    "full-block-rewritten",
+    "abort-no-drain",
+    "abort-ignores-step",
+    "failed-step-commits",
+    "free-before-step",
+    "reader-releases-slot",
+    "free-before-death",
+    "free-before-drain",
+    "no-reclaim",
+    "schedule-overwritten",
+    "requests-overtake",
+    "flip-before-copy",
+    "plane-freed-under-referrer",
+    "crop-keeps-length",
+};
+
+static struct sim sim;
+
+static void usage(FILE *to) {
+    (void)fprintf(to, "usage: kvtier-sim [options]\n"
+                      "  --seed N       run this seed only\n"
+                      "  --seconds S    run fresh seeds, one after another, for so long\n"
+                      "  --from N       --seconds, --count, --break-all: the first seed\n"
+                      "  --count N      run N seeds; with --break-all: seeds a rule at most\n"
+                      "  --steps M      steps that a run asks for (default: 5 to 60, by the seed)\n"
+                      "  --trace        print everything that happens\n"
+                      "  --break RULE   leave a rule out (a name or its number)\n"
+                      "  --break-all    leave each rule out in turn until a seed notices\n"
+                      "--break needs a build with VARIANT=mutant\n");
+}
+
+/* ---- one seed -------------------------------------------------------------------------------- */
+
+static void add_stats(struct sim_stats *total, const struct sim_stats *one) {
+    total->seeds += one->seeds;
+    total->events += one->events;
+    total->requests += one->requests;
+    total->refused += one->refused;
+    total->steps_committed += one->steps_committed;
+    total->steps_failed += one->steps_failed;
+    total->moves += one->moves;
+    total->copies += one->copies;
+    total->copied_bytes += one->copied_bytes;
+    total->checked_bytes += one->checked_bytes;
+    total->sessions += one->sessions;
+    total->virtual_us += one->virtual_us;
+    for (uint32_t f = 0; f < SIM_FAULT_COUNT; f++) {
+        total->faults[f] += one->faults[f];
+    }
+}
+
+static void print_stats(const struct sim_stats *s) {
+    ull faults = 0;
+    for (uint32_t f = 0; f < SIM_FAULT_COUNT; f++) {
+        faults += s->faults[f];
+    }
+    printf("sim: %llu seeds, %llu events, %.1f virtual seconds, %llu workers, %llu requests "
+           "(%llu refused for want of memory)\n",
+           (ull)s->seeds, (ull)s->events, (double)s->virtual_us / 1e6, (ull)s->sessions,
+           (ull)s->requests, (ull)s->refused);
+    printf("sim: %llu steps committed, %llu schedules failed, %llu moves, %llu copies of %.1f MB, "
+           "%.1f MB checked\n",
+           (ull)s->steps_committed, (ull)s->steps_failed, (ull)s->moves, (ull)s->copies,
+           (double)s->copied_bytes / 1e6, (double)s->checked_bytes / 1e6);
+    printf("sim: %llu injected faults:", faults);
+    const char *comma = " ";
+    for (uint32_t f = 0; f < SIM_FAULT_COUNT; f++) {
+        if (s->faults[f] != 0) {
+            printf("%s%llu %s", comma, (ull)s->faults[f], sim_fault_name(f));
+            comma = ", ";
+        }
+    }
+    printf("\n");
+}
+
+/* A failed run leaves the engine as it is: nothing is freed, and the process ends. */
+static bool run_seed(const struct sim_options *options, struct sim_stats *total) {
+    bool ok = sim_run(&sim, options);
+    add_stats(total, &sim.stats);
+    if (!ok) {
+        printf("FAILED seed %llu: %s\n", (ull)options->seed, sim.reason);
+        sim_dump(&sim);
+        printf("replay: make sim SEED=%llu SIM_ARGS=--trace\n", (ull)options->seed);
+        return false;
+    }
+    sim_end(&sim);
+    return true;
+}
+
+static double now_s(void) {
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static void done(int status) {
+    (void)fflush(stdout);
+    _exit(status); /* a failed run's memory is not a leak to be told of */
+}
+
+static int run_many(struct sim_options *options, uint64_t count, double seconds) {
+    struct sim_stats total = {0};
+    double end_s = now_s() + seconds;
+    for (uint64_t n = 0; count != 0 ? n < count : now_s() < end_s; n++) {
+        if (!run_seed(options, &total)) {
+            done(1);
+        }
+        options->seed++;
+    }
+    print_stats(&total);
+    return 0;
+}
+
+static int run_one(const struct sim_options *options) {
+    struct sim_stats total = {0};
+    bool ok = run_seed(options, &total);
+    print_stats(&total);
+    printf("sim: seed %llu trace %016llx\n", (ull)options->seed, (ull)sim.hash);
+    if (!ok) {
+        done(1);
+    }
+    return 0;
+}
+
+/* ---- rules left out -------------------------------------------------------------------------- */
+
+/* In a process of its own: without its rules the engine may do anything. `reason` gets what was
+ * noticed. Returns whether it was. */
+static bool noticed(const struct sim_options *options, char *reason, size_t size) {
+    int fds[2];
+    (void)fflush(stdout);
+    if (pipe(fds) != 0) {
+        perror("pipe");
+        exit(2);
+    }
+    pid_t child = fork();
+    if (child < 0) {
+        perror("fork");
+        exit(2);
+    }
+    if (child == 0) {
+        (void)alarm(20);
+        bool ok = sim_run(&sim, options);
+        ssize_t wrote = ok ? 0 : write(fds[1], sim.reason, strlen(sim.reason));
+        _exit(ok && wrote == 0 ? 0 : 1);
+    }
+    (void)close(fds[1]);
+    ssize_t n = read(fds[0], reason, size - 1);
+    reason[n > 0 ? n : 0] = 0;
+    (void)close(fds[0]);
+    int status = 0;
+    (void)waitpid(child, &status, 0);
+    if (WIFSIGNALED(status)) {
+        (void)snprintf(reason, size, "%s",
+                       WTERMSIG(status) == SIGALRM ? "ran for ever" : "crashed");
+    }
+    return status != 0;
+}
+
+static int break_all(struct sim_options *options, uint64_t count) {
+    uint64_t first = options->seed;
+    uint32_t missed = 0;
+    char reason[1024];
+    printf("%-28s %6s  %s\n", "rule left out", "seeds", "what the simulator said");
+    for (uint32_t rule = 0; rule < KVT_BREAK_RULES_COUNT; rule++) {
+        uint64_t seeds = 0;
+        bool found = false;
+        options->broken_rules = UINT64_C(1) << rule;
+        for (options->seed = first; !found && seeds < count; options->seed++) {
+            seeds++;
+            found = noticed(options, reason, sizeof(reason));
+        }
+        missed += !found;
+        printf("%-28s %6llu  %.120s\n", rule_names[rule], (ull)seeds,
+               found ? reason : "NOTHING: the rule is not needed, or the simulator is blind");
+        (void)fflush(stdout);
+    }
+    if (missed > 0) {
+        printf("FAILED: %u rules can be left out without being noticed within %llu seeds\n", missed,
+               (ull)count);
+    }
+    return missed > 0 ? 1 : 0;
+}
+
+/* ---- options --------------------------------------------------------------------------------- */
+
+static uint64_t number(const char *text) {
+    char *end;
+    uint64_t value = strtoull(text, &end, 0);
+    if (end == text || *end != 0) {
+        (void)fprintf(stderr, "kvtier-sim: %s is no number\n", text);
+        exit(2);
+    }
+    return value;
+}
+
+static uint64_t rule_bit(const char *text) {
+    for (uint32_t i = 0; i < KVT_BREAK_RULES_COUNT; i++) {
+        if (strcmp(text, rule_names[i]) == 0) {
+            return UINT64_C(1) << i;
+        }
+    }
+    uint64_t rule = number(text);
+    if (rule >= KVT_BREAK_RULES_COUNT) {
+        (void)fprintf(stderr, "kvtier-sim: no rule %s; there are 0 to %d\n", text,
+                      KVT_BREAK_RULES_COUNT - 1);
+        exit(2);
+    }
+    return UINT64_C(1) << rule;
+}
+
+static void need_mutants(void) {
+#ifndef KVT_MUTANTS
+    (void)fprintf(stderr, "kvtier-sim: this build keeps its rules; build with VARIANT=mutant\n");
+    exit(2);
+#endif
+}
+
+int main(int argc, char **argv) {
+    static const struct option known[] = {
+        {"seed", required_argument, NULL, 's'},  {"seconds", required_argument, NULL, 't'},
+        {"from", required_argument, NULL, 'f'},  {"count", required_argument, NULL, 'c'},
+        {"steps", required_argument, NULL, 'm'}, {"trace", no_argument, NULL, 'v'},
+        {"break", required_argument, NULL, 'b'}, {"break-all", no_argument, NULL, 'a'},
+        {"help", no_argument, NULL, 'h'},        {NULL, 0, NULL, 0},
+    };
+    struct sim_options options = {.seed = (uint64_t)time(NULL) << 20};
+    bool one = false;
+    bool all = false;
+    double seconds = 10;
+    uint64_t count = 0;
+    int c;
+    while ((c = getopt_long(argc, argv, "", known, NULL)) != -1) {
+        switch (c) {
+        case 's':
+            options.seed = number(optarg);
+            one = true;
+            break;
+        case 't':
+            seconds = (double)number(optarg);
+            break;
+        case 'f':
+            options.seed = number(optarg);
+            break;
+        case 'c':
+            count = number(optarg);
+            break;
+        case 'm':
+            options.steps = (uint32_t)number(optarg);
+            break;
+        case 'v':
+            options.trace = true;
+            break;
+        case 'b':
+            need_mutants();
+            options.broken_rules |= rule_bit(optarg);
+            break;
+        case 'a':
+            need_mutants();
+            all = true;
+            break;
+        case 'h':
+            usage(stdout);
+            return 0;
+        default:
+            usage(stderr);
+            return 2;
+        }
+    }
+    if (all) {
+        return break_all(&options, count != 0 ? count : 500);
+    }
+    return one ? run_one(&options) : run_many(&options, count, seconds);
+}
