@@ -43,7 +43,7 @@ def program(name):
 
 class Daemon:
     def __init__(self, sets=None, config=None, runtime_dir=None, fds=None, arguments=(),
-                 environment=None, start=True):
+                 environment=None, user=None, start=True):
         self.directory = tempfile.mkdtemp(prefix="kvd.")
         self.runtime_dir = runtime_dir or os.path.join(self.directory, "run")
         self.sets = {"host.budget": "64MiB", "host.chunk": "1MiB", "device.cpu0.budget": "16MiB"}
@@ -54,6 +54,9 @@ class Daemon:
         self.fds = fds
         self.arguments = list(arguments)
         self.environment = environment
+        self.user = user  # a uid to run as, for a test that runs as root
+        if user is not None:
+            os.chown(self.directory, user, -1)
         self.process = None
         self.lines = []
         self.reader = None
@@ -83,7 +86,8 @@ class Daemon:
         self.lines = []
         self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL,
                                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                                        env=self.environment,
+                                        env=self.environment, user=self.user,
+                                        extra_groups=None if self.user is None else [],
                                         preexec_fn=limit if self.fds else None)
         self.reader = threading.Thread(target=self._read, args=(self.process.stderr, self.lines))
         self.reader.start()
@@ -191,9 +195,9 @@ class Daemon:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
 
-def run_to_end(sets=None, config=None, arguments=(), environment=None, runtime_dir=None):
+def run_to_end(**options):
     """Starts a daemon that is expected to end by itself. Returns (exit status, log)."""
-    daemon = Daemon(sets, config, runtime_dir, None, arguments, environment, start=False)
+    daemon = Daemon(start=False, **options)
     try:
         daemon.spawn()
         wait_until(daemon.ended, "kvtierd has ended by itself", 20)

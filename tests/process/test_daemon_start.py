@@ -1,0 +1,311 @@
+"""Starting and stopping kvtierd, and what it says when it cannot.
+
+test: timeout_s=180
+"""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import time
+
+import pytest
+
+from kvtierd import (EXIT_FAILED, EXIT_TAKEN, EXIT_USAGE, Daemon, program, run_to_end, wait_until)
+from rawclient import CONTROL, Client
+
+NOBODY = 65534
+
+
+def one_line(log, *words):
+    """The log has one line of an error, and it has these words."""
+    lines = [line for line in log.splitlines() if "error:" in line]
+    assert len(lines) == 1, log
+    for word in words:
+        assert word in lines[0], log
+
+
+# ---- a whole life
+
+
+def test_ready_serve_stop():
+    with Daemon() as daemon:
+        assert daemon.has_line("ready: kvtierd 0.1.0") and daemon.has_line(daemon.runtime_dir)
+        with Client(daemon.runtime_dir) as client:
+            client.ping(b"hello")
+            assert daemon.stop() == 0
+            assert client.hung_up()
+        assert daemon.has_line("SIGTERM: stopping") and daemon.has_line("stopped")
+        assert os.listdir(daemon.runtime_dir) == ["lock"]
+
+
+def test_sigint_stops_and_front_goes_with_it():
+    with Daemon() as daemon:
+        front = daemon.front_pid()
+        assert front
+        daemon.process.send_signal(signal.SIGINT)
+        assert daemon._wait(check=True) == 0
+        wait_until(lambda: not os.path.exists(f"/proc/{front}"), "the front has ended")
+
+
+def test_sighup_is_harmless():
+    with Daemon() as daemon, Client(daemon.runtime_dir) as client:
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for_line("SIGHUP")
+        client.ping()
+
+
+def test_modes():
+    with Daemon() as daemon:
+        def mode(path):
+            return stat.S_IMODE(os.stat(path).st_mode)
+        assert mode(daemon.runtime_dir) == 0o750
+        assert mode(daemon.attach_path) == 0o660
+        assert mode(daemon.front_path) == 0o660
+        assert mode(os.path.join(daemon.runtime_dir, "lock")) == 0o600
+
+
+def test_service_manager_is_told(tmp_path):
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.settimeout(20)
+        with Daemon(environment=dict(os.environ, NOTIFY_SOCKET=path)) as daemon:
+            assert manager.recv(100) == b"READY=1"
+            daemon.stop()
+            assert manager.recv(100) == b"STOPPING=1"
+
+
+# ---- the runtime directory
+
+
+def test_second_daemon_leaves_the_first_unharmed():
+    with Daemon() as first, Client(first.runtime_dir) as client:
+        client.ping()
+        status, log = run_to_end(runtime_dir=first.runtime_dir)
+        assert status == EXIT_TAKEN
+        one_line(log, first.runtime_dir, "another kvtierd", f"pid {first.pid}")
+        client.ping()
+        with Client(first.runtime_dir) as newcomer:
+            newcomer.ping()
+
+
+def test_killed_daemon_leaves_stale_sockets_and_restart_works():
+    with Daemon() as daemon:
+        with Client(daemon.runtime_dir) as client:
+            epoch = client.ping().boot_epoch
+            front = daemon.front_pid()
+            daemon.kill()
+            assert client.hung_up()
+        assert os.path.exists(daemon.attach_path) and os.path.exists(daemon.front_path)
+        wait_until(lambda: not os.path.exists(f"/proc/{front}"), "the front died with it")
+        daemon.start()
+        with Client(daemon.runtime_dir) as client:
+            assert client.ping().boot_epoch != epoch
+
+
+def test_session_of_a_former_life_is_gone():
+    with Daemon() as daemon:
+        with Client(daemon.runtime_dir) as client:
+            daemon.kill()
+            daemon.start()
+            message = client.request(10)
+            client.send(message)
+            reply = client.receive(timeout_s=10)
+            assert reply.code == 9 and "attach again" in reply.text
+
+
+def test_socket_path_too_long(tmp_path):
+    long = str(tmp_path / ("d" * 110))
+    status, log = run_to_end(runtime_dir=long)
+    assert status == EXIT_USAGE
+    one_line(log, "runtime_dir", long, "bytes", "107", "choose a shorter directory")
+
+
+def test_not_a_socket_is_not_removed(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir(mode=0o700)
+    (run / "attach.sock").write_text("precious")
+    status, log = run_to_end(runtime_dir=str(run))
+    assert status == EXIT_USAGE
+    one_line(log, "attach.sock", "is not a socket")
+    assert (run / "attach.sock").read_text() == "precious"
+
+
+def test_directory_that_others_may_write(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    run.chmod(0o777)
+    status, log = run_to_end(runtime_dir=str(run))
+    assert status == EXIT_USAGE
+    one_line(log, str(run), "others may write", "0777")
+
+
+def test_directory_is_a_file(tmp_path):
+    (tmp_path / "run").write_text("")
+    status, log = run_to_end(runtime_dir=str(tmp_path / "run"))
+    assert status == EXIT_USAGE
+    one_line(log, "not a directory")
+
+
+def test_folder_above_is_missing(tmp_path):
+    status, log = run_to_end(runtime_dir=str(tmp_path / "a" / "b"))
+    assert status == EXIT_FAILED
+    one_line(log, "No such file or directory", "make the folder above it first")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root makes a directory that another may not write")
+def test_no_permission(tmp_path):
+    for folder in [tmp_path, *tmp_path.parents]:
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(folder.stat().st_mode | 0o001)
+    probe = subprocess.run([program("kvtierd"), "--version"], user=NOBODY, extra_groups=[],
+                           capture_output=True, check=False)
+    if probe.returncode != 0:
+        pytest.skip("the programs lie where another user may not go")
+    status, log = run_to_end(runtime_dir=str(tmp_path / "run"), user=NOBODY)
+    assert status == EXIT_FAILED
+    one_line(log, str(tmp_path / "run"), "Permission denied", "runtime_dir")
+
+
+# ---- configuration
+
+
+@pytest.mark.parametrize("config, words", [
+    ("[daemon]\nspeed = 9\n", [":2:", "[daemon] speed", "unknown option", "log_level"]),
+    ("[disk]\n", [":1:", "[disk]", "unknown section"]),
+    ("\n[host]\nbudget = 64 MB\n", [":3:", "[host] budget = 64 MB", "unknown unit", "64KiB to 64TiB"]),
+    ("[host]\nbudget = 64\n", [":2:", "no unit"]),
+    ("[device a]\ncopies_max = 0\n", [":2:", "[device a] copies_max = 0", "outside", "1 to 256"]),
+    ("[device a]\ndriver = tpu\n", ["driver = tpu", "cpu, cuda"]),
+    ("[daemon]\nadmin_group = no-such-group-anywhere\n", ["admin_group", "no such group"]),
+    ("[daemon]\nsocket_group = no-such-group-anywhere\n", ["socket_group", "no such group"]),
+])
+def test_wrong_configuration(config, words):
+    status, log = run_to_end(config=config)
+    assert status == EXIT_USAGE
+    one_line(log, *words)
+
+
+def test_half_written_file_applies_nothing():
+    whole = "[host]\nbudget = 64MiB\n[device cpu0]\nbudget = 16MiB"
+    status, log = run_to_end(config=whole[:-3])
+    assert status == EXIT_USAGE
+    one_line(log, ":4:", "[device cpu0] budget = 16", "no unit")
+
+
+def test_two_devices_of_one_identity():
+    identity = "uuid = 00112233445566778899aabbccddeeff\n"
+    status, log = run_to_end(config=f"[device a]\n{identity}[device b]\n{identity}")
+    assert status == EXIT_USAGE
+    one_line(log, "[device b]", "same uuid", "[device a]")
+
+
+def machine_bytes():
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("sets, words", [
+    ({"host.budget": "16TiB"}, ["[host] budget = 16TiB", "the machine has", "lower it"]),
+    ({"device.cpu0.budget": "16TiB"}, ["[device cpu0] budget = 16TiB", "the machine has"]),
+    ({"device.a.budget": "half", "device.b.budget": "half", "host.budget": "64MiB"},
+     ["[device b]", "with the budgets before it", "the machine has"]),
+])
+def test_budget_larger_than_the_machine(sets, words):
+    half = f"{machine_bytes() // 2 >> 12 << 12}B"
+    status, log = run_to_end(config="",
+                             sets={k: half if v == "half" else v for k, v in sets.items()})
+    assert status == EXIT_USAGE
+    one_line(log, *words)
+
+
+def test_missing_file():
+    run = subprocess.run([program("kvtierd"), "--config", "/nonexistent/k.conf"],
+                         capture_output=True, text=True, check=False)
+    assert run.returncode == EXIT_USAGE
+    one_line(run.stderr, "/nonexistent/k.conf", "No such file")
+
+
+def test_missing_front():
+    status, log = run_to_end(sets={"daemon.front_program": "/nonexistent/front"})
+    assert status == EXIT_FAILED
+    one_line(log, "/nonexistent/front", "cannot be started", "front_program")
+
+
+def test_front_that_always_ends():
+    status, log = run_to_end(sets={"daemon.front_program": "/bin/false"})
+    assert status == EXIT_FAILED
+    one_line(log, "/bin/false", "before it was ready")
+
+
+def test_missing_plugin():
+    status, log = run_to_end(config="[device gpu0]\ndriver = cuda\n")
+    assert status != 0
+    one_line(log, "[device gpu0]", "cuda")
+
+
+# ---- arguments
+
+
+def run(*arguments):
+    return subprocess.run([program("kvtierd"), *arguments], capture_output=True, text=True,
+                          check=False, timeout=60)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--frobnicate"], ["unknown option --frobnicate", "--help"]),
+    (["serve"], ["unknown argument serve"]),
+    (["--config"], ["a value is missing behind --config"]),
+    (["--set", "host.budget"], ["--set host.budget", "section.option=value"]),
+    (["--set", "host.budget=many"], ["--set host.budget=many", "begin with a number"]),
+    (["--log-level", "loud"], ["log_level = loud", "error, warning, info, debug"]),
+])
+def test_wrong_arguments(arguments, words):
+    result = run(*arguments)
+    assert result.returncode == EXIT_USAGE
+    one_line(result.stderr, *words)
+    assert result.stdout == ""
+
+
+def test_help_version_print_check(tmp_path):
+    assert run("--version").stdout == "kvtierd 0.1.0\n"
+    result = run("--help")
+    assert result.returncode == 0
+    for option in ["--config", "--set", "--print-config", "--check-config", "--version"]:
+        assert option in result.stdout
+    printed = run("--print-config")
+    assert printed.returncode == 0 and "[device cpu0]" in printed.stdout
+    path = tmp_path / "k.conf"
+    path.write_text(printed.stdout)
+    assert run("--config", str(path), "--check-config").returncode == 0
+    path.write_text(printed.stdout + "\nnonsense\n")
+    assert run("--config", str(path), "--check-config").returncode == EXIT_USAGE
+
+
+def test_output_that_cannot_be_written():
+    with open("/dev/full", "w", encoding="ascii") as full:
+        result = subprocess.run([program("kvtierd"), "--print-config"], stdout=full,
+                                stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == EXIT_FAILED
+    one_line(result.stderr, "standard output cannot be written")
+
+
+def test_front_is_not_for_use_by_hand():
+    result = subprocess.run([program("kvtierd-front")], capture_output=True, text=True,
+                            check=False, stdin=subprocess.DEVNULL)
+    assert result.returncode == 2 and "started by kvtierd" in result.stderr
+
+
+# ---- stopping while something goes on
+
+
+def test_attach_while_stopping_is_refused_or_hung_up():
+    with Daemon() as daemon:
+        clients = [Client(daemon.runtime_dir, role=CONTROL) for _ in range(3)]
+        started = time.monotonic()
+        assert daemon.stop() == 0
+        assert time.monotonic() - started < 5
+        for client in clients:
+            assert client.hung_up()
+            client.close()
