@@ -58,6 +58,49 @@ int planes_alloc(struct kvt_engine *e, struct planes *p) {
     return result;
 }
 
+/* Whether planes_next may take over the places of planes, one after the other: nobody else reads
+ * these, and the addresses are not fixed. */
+bool planes_reuse(const struct cache *c) {
+    return c->planes != NULL && c->planes->refs == 1 && !c->family->is_static;
+}
+
+/* Undoes a chain that got as far as it did; `places` are those of `from` before. */
+void planes_chain_undo(struct kvt_engine *e, struct planes *from, struct planes *to,
+                       const struct dev_place *places) {
+    const struct family *f = from->family;
+    for (uint32_t l = f->layer_count; l-- > 0;) {
+        if (to->place[l].extent != 0 && from->place[l].extent == 0 && places[l].extent != 0) {
+            dev_take(e, places[l], planes_layer_bytes(from, l));
+            from->family->gpu_bytes += planes_layer_bytes(from, l);
+            from->place[l] = places[l];
+        }
+        planes_layer_free(e, to, l);
+    }
+}
+
+/* Places for the resident layers of `to`, each layer's old place given free as soon as the new one
+ * is found: in this order planes can be moved one by one, with little more memory than before. All
+ * or nothing; KVT_WAIT: more memory has been asked for. */
+int planes_chain(struct kvt_engine *e, struct planes *from, struct planes *to) {
+    struct family *f = from->family;
+    struct session *s = &e->sessions[f->session];
+    struct dev_place places[KVT_LAYERS_MAX];
+    memcpy(places, from->place, f->layer_count * sizeof(*places));
+    for (uint32_t l = 0; l < f->layer_count; l++) {
+        if (!f->resident[l]) {
+            continue;
+        }
+        int rc = dev_alloc(e, s, planes_layer_bytes(to, l), &to->place[l]);
+        if (rc != KVT_READY) {
+            planes_chain_undo(e, from, to, places);
+            return rc;
+        }
+        f->gpu_bytes += planes_layer_bytes(to, l);
+        planes_layer_free(e, from, l);
+    }
+    return KVT_READY;
+}
+
 void planes_layer_free(struct kvt_engine *e, struct planes *p, uint32_t layer) {
     if (p->place[layer].extent != 0) {
         dev_free(e, p->place[layer], planes_layer_bytes(p, layer));

@@ -172,6 +172,15 @@ void dev_free(struct kvt_engine *e, struct dev_place place, uint64_t bytes) {
     e->sweep_due |= x->live_bytes == 0;
 }
 
+/* Undoes dev_free, within one call of the engine and before anything else was allocated there. */
+void dev_take(struct kvt_engine *e, struct dev_place place, uint64_t bytes) {
+    bytes = round_up(bytes, KVT_ALIGN_BYTES);
+    struct extent *x = extent_find(e, place.extent);
+    KVT_ASSERT(x != NULL);
+    kvt_ranges_take(&x->space, place.offset, bytes);
+    x->live_bytes += bytes;
+}
+
 static void extent_destroy(struct kvt_engine *e, struct extent *x) {
     KVT_ASSERT(x->live_bytes == 0);
     x->state = EXTENT_DESTROYING;
@@ -206,7 +215,7 @@ void extents_sweep(struct kvt_engine *e) {
         struct extent *x = &e->extents[i];
         if (x->state == EXTENT_LIVE && x->live_bytes == 0) {
             const struct session *s = &e->sessions[x->session];
-            if ((!s->hung && !s->settling) || s->emptied) {
+            if ((!s->hung && !s->settling && !s->schedule.moved_in_place) || s->emptied) {
                 extent_give_back(e, x);
             }
         } else if (x->state == EXTENT_RECLAIMING && e->sessions[x->session].dead) {

@@ -140,6 +140,12 @@ int kvt_ranges_alloc(struct kvt_ranges *r, uint64_t bytes, uint64_t align, uint6
     return -KVT_EQUOTA;
 }
 
+void kvt_ranges_take(struct kvt_ranges *r, uint64_t offset, uint64_t bytes) {
+    KVT_ASSERT(kvt_ranges_is_free(r, offset, bytes));
+    cut(r, lower(r, offset), offset, bytes);
+    r->allocations++;
+}
+
 void kvt_ranges_free(struct kvt_ranges *r, uint64_t offset, uint64_t bytes) {
     KVT_ASSERT(r->allocations > 0);
     give(r, offset, bytes);

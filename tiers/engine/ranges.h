@@ -38,6 +38,9 @@ int kvt_ranges_remove(struct kvt_ranges *r, uint64_t offset, uint64_t bytes)
  * large enough; -KVT_ENOMEM. */
 int kvt_ranges_alloc(struct kvt_ranges *r, uint64_t bytes, uint64_t align, uint64_t *offset)
     __attribute__((warn_unused_result));
+/* Allocates exactly [offset, offset + bytes), all of which is free, and was allocated before. Cannot
+ * fail: that is how a free is undone. */
+void kvt_ranges_take(struct kvt_ranges *r, uint64_t offset, uint64_t bytes);
 void kvt_ranges_free(struct kvt_ranges *r, uint64_t offset, uint64_t bytes);
 
 /* Whether all of [offset, offset + bytes) is free. */

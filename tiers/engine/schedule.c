@@ -73,28 +73,45 @@ static bool planes_keep_addresses(const struct cache *c) {
            c->planes->refs == 1 && c->planes->rows == c->row_count;
 }
 
-static void plane_moves(struct cache *c, struct moves *m) {
+/* Moves of what the rows hold, from `from` (places as they were) to `to`, layer by layer. */
+static void plane_moves(const struct cache *c, const struct schedule *sc, const struct planes *from,
+                        const struct planes *to, struct moves *m) {
     const struct family *f = c->family;
-    if (c->planes_next == NULL || c->planes == NULL) {
-        return;
-    }
-    bool back = planes_keep_addresses(c);
     for (uint32_t l = 0; l < f->layer_count; l++) {
         if (!f->resident[l]) {
             continue;
         }
         for (uint32_t i = 0; i < c->row_count; i++) {
-            const struct row *r = &c->rows[i];
-            if (!back || r->planes_row != i) {
-                row_moves(f, l, c->planes, r->planes_row, c->planes_next, i, r->length, m);
+            if (!sc->planes_kept || sc->old_planes_row[i] != i) {
+                row_moves(f, l, from, sc->old_planes_row[i], to, i, c->rows[i].length, m);
             }
         }
-        for (uint32_t i = 0; i < c->row_count && back; i++) {
-            if (c->rows[i].planes_row != i) {
-                row_moves(f, l, c->planes_next, i, c->planes, i, c->rows[i].length, m);
+        for (uint32_t i = 0; i < c->row_count && sc->planes_kept; i++) {
+            if (sc->old_planes_row[i] != i) {
+                row_moves(f, l, to, i, from, i, c->rows[i].length, m);
             }
         }
     }
+}
+
+/* Makes the moves into the new planes, which may take over the old ones' places. Nothing can fail
+ * any more: the settling has tried it. */
+static void planes_move(struct kvt_engine *e, struct cache *c, struct schedule *sc, bool chained,
+                        struct moves *m) {
+    if (sc->old_planes_row == NULL || sc->old_planes == NULL) {
+        return;
+    }
+    struct planes from = sc->planes_kept ? *c->planes : *sc->old_planes;
+    struct planes *to = sc->planes_kept ? sc->old_planes : c->planes;
+    struct dev_place places[KVT_LAYERS_MAX];
+    memcpy(places, from.place, c->family->layer_count * sizeof(*places));
+    if (chained) {
+        int rc = planes_chain(e, sc->old_planes, to);
+        KVT_ASSERT(rc == KVT_READY);
+        sc->moved_in_place = true;
+    }
+    from.place = places;
+    plane_moves(c, sc, &from, to, m);
 }
 
 /* ---- applying what was settled ------------------------------------------------------------------------ */
@@ -238,6 +255,7 @@ void schedule_close(struct kvt_engine *e, struct session *s, bool keep_cows) {
     struct schedule *sc = &s->schedule;
     moved_from_free(e, sc, keep_cows);
     ring_scribble(e, s);
+    e->sweep_due |= sc->moved_in_place;
     schedule_clear(sc);
 }
 
@@ -339,6 +357,11 @@ static void ring_write(struct session *s, const struct pieces *steps, const stru
     }
 }
 
+/* Moves that new planes can need. */
+static uint32_t plane_moves_most(const struct cache *c, const struct schedule *sc) {
+    return sc->old_planes_row == NULL ? 0 : 4 * c->row_count * c->family->resident_count;
+}
+
 /* ---- opening --------------------------------------------------------------------------------------------- */
 
 static int steps_build(struct kvt_engine *e, struct schedule *sc, struct pieces *steps,
@@ -423,8 +446,8 @@ int schedule_open(struct kvt_engine *e, struct session *s, struct step_plan *pla
     if (rc == 0) {
         rc = cows_apply(e, sc);
     }
+    bool chained = c->planes_next != NULL && planes_reuse(c);
     if (rc == 0) {
-        plane_moves(c, &lead);
         rc = planes_apply(c, sc);
     }
     if (rc == 0) {
@@ -432,7 +455,13 @@ int schedule_open(struct kvt_engine *e, struct session *s, struct step_plan *pla
         rc = lead.no_memory ? -KVT_ENOMEM : steps_build(e, sc, steps, sc->steps);
     }
     if (rc == 0) {
-        rc = ring_fit(s, sc, steps, lead.count, text);
+        rc = ring_fit(s, sc, steps, lead.count + plane_moves_most(c, sc), text);
+    }
+    if (rc == 0 && sc->old_planes_row != NULL) {
+        planes_move(e, c, sc, chained, &lead);
+        KVT_ASSERT(!lead.no_memory);
+        rc = steps_build(e, sc, steps, sc->steps); /* again: now the places are known */
+        KVT_ASSERT(rc == 0);
     }
     if (rc == 0) {
         bool guess = guess_pieces(e, s, &next);

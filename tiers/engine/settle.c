@@ -127,25 +127,44 @@ bool planes_exact(struct cache *c, uint32_t capacity) {
     return p->owner == c->id;
 }
 
-/* Dense: planes and slots for rows of `capacity` tokens. */
+/* Whether the chain of moves can be made; it is made when the schedule is opened. */
+static int planes_probe(struct kvt_engine *e, struct planes *from, struct planes *to) {
+    struct dev_place places[KVT_LAYERS_MAX];
+    memcpy(places, from->place, from->family->layer_count * sizeof(*places));
+    int rc = planes_chain(e, from, to);
+    if (rc == KVT_READY) {
+        planes_chain_undo(e, from, to, places);
+    }
+    return rc;
+}
+
+/* Dense: slots and planes for rows of `capacity` tokens. Planes come last: the probe holds as long
+ * as nothing else is allocated on the device. */
 static int settle_dense_at(struct kvt_engine *e, struct session *s, struct cache *c,
                            uint32_t capacity) {
     struct family *f = c->family;
     int result = KVT_READY;
-    if (f->resident_count > 0 && !planes_exact(c, capacity)) {
-        struct planes *next = c->planes_next;
-        if (next != NULL && (next->capacity != capacity || next->rows != c->row_count)) {
-            planes_unref(e, next);
-            next = NULL;
-        }
-        if (next == NULL) {
-            next = planes_create(f, c->row_count, capacity, c->id);
-        }
-        c->planes_next = next;
-        merge(&result, next == NULL ? -KVT_ENOMEM : planes_alloc(e, next));
-    }
-    if (result >= 0 && f->resident_count < f->layer_count) {
+    if (f->resident_count < f->layer_count) {
         merge(&result, slots_settle(e, s, slots_needed(e, f), slot_bytes_needed(e, c, capacity)));
+    }
+    if (result < 0 || f->resident_count == 0 || planes_exact(c, capacity)) {
+        return result;
+    }
+    struct planes *next = c->planes_next;
+    if (next != NULL && (next->capacity != capacity || next->rows != c->row_count)) {
+        planes_unref(e, next);
+        next = NULL;
+    }
+    if (next == NULL) {
+        next = planes_create(f, c->row_count, capacity, c->id);
+    }
+    c->planes_next = next;
+    if (next == NULL) {
+        merge(&result, -KVT_ENOMEM);
+    } else if (planes_reuse(c)) {
+        merge(&result, planes_probe(e, c->planes, next));
+    } else {
+        merge(&result, planes_alloc(e, next));
     }
     return result;
 }

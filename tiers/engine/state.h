@@ -283,6 +283,7 @@ struct schedule {
     bool cow_failed;
     struct planes *old_planes; /* moved from, or through */
     uint32_t *old_planes_row;  /* [row of the cache] before the moves */
+    bool moved_in_place;       /* planes moved into places that others of them had: extents stay */
     bool planes_kept;          /* the moves end where they began: addresses are fixed */
     uint32_t *lengths;         /* [row that takes part] before the first step */
     uint32_t *fresh_from; /* [row of the cache] tokens from here on may still be on their way */
@@ -404,6 +405,7 @@ struct cache *cache_find(const struct kvt_engine *e, uint32_t session, uint32_t 
 /* ---- memory.c: extents and host memory --------------------------------------------------------------- */
 void dev_pass_begin(struct kvt_engine *e, struct session *s);
 int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct dev_place *out);
+void dev_take(struct kvt_engine *e, struct dev_place place, uint64_t bytes);
 void dev_free(struct kvt_engine *e, struct dev_place place, uint64_t bytes);
 uint64_t dev_available(const struct kvt_engine *e, const struct session *s);
 struct extent *extent_find(const struct kvt_engine *e, uint32_t id);
@@ -450,6 +452,10 @@ int cache_edit(struct kvt_engine *e, struct session *s, const struct kvt_request
                struct cache **result, char *text);
 void planes_unref(struct kvt_engine *e, struct planes *p);
 int planes_alloc(struct kvt_engine *e, struct planes *p);
+bool planes_reuse(const struct cache *c);
+int planes_chain(struct kvt_engine *e, struct planes *from, struct planes *to);
+void planes_chain_undo(struct kvt_engine *e, struct planes *from, struct planes *to,
+                       const struct dev_place *places);
 void planes_layer_free(struct kvt_engine *e, struct planes *p, uint32_t layer);
 struct planes *planes_create(struct family *f, uint32_t rows, uint32_t capacity, uint32_t owner);
 uint64_t planes_layer_bytes(const struct planes *p, uint32_t layer);
