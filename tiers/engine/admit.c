@@ -197,6 +197,8 @@ int memory_take(struct kvt_engine *e, struct session *s, struct cache *c, const 
     f = fattest_family(e, s, true);
     if (f != NULL) {
         f->demote_wanted = 1;
+        e->wanted_count++;
+
         d->asked_ms = e->now_ms;
         return KVT_WAIT;
     }

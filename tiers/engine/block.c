@@ -166,6 +166,7 @@ void family_unref(struct kvt_engine *e, struct family *f) {
     if (--f->refs > 0) {
         return;
     }
+    e->wanted_count -= f->demote_wanted;
     while (f->groups != NULL) {
         group_free(e, f->groups);
     }

@@ -240,10 +240,12 @@ static void hung_progress(struct kvt_engine *e, struct session *s) {
 /* Layers that another session waits for leave between two schedules. */
 static void wanted_progress(struct kvt_engine *e, struct session *s) {
     struct family *f;
-    for (uint32_t at = 0; s->schedule.phase == PHASE_NONE && s->migration.family == NULL &&
-                          (f = session_family(e, s, &at)) != NULL;) {
+    for (uint32_t at = 0; e->wanted_count > 0 && s->schedule.phase == PHASE_NONE &&
+                          s->migration.family == NULL && (f = session_family(e, s, &at)) != NULL;) {
         if (f->demote_wanted > 0) {
             f->demote_wanted = 0;
+            e->wanted_count--;
+
             e->epoch++;
             (void)demote_layer(e, s, f);
         }

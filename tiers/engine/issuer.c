@@ -23,10 +23,19 @@ struct list {
     struct kvt_op_progress *tail;
 };
 
+/* A write-back or copy that did not bring what it should: what waits for it may not go on. */
+struct loss {
+    uint64_t op;
+    uint64_t last; /* operations above this were submitted when it was known */
+};
+
 struct session {
     const struct kvt_control_page *page; /* borrowed; NULL: not open */
     bool closed;                         /* and not drained yet */
     struct kvt_outstanding outstanding;
+    struct loss *losses; /* owned */
+    uint32_t losses_count;
+    uint32_t losses_room;
     uint64_t ops_left; /* taken over, completion not collected */
     struct list queues[QUEUES];
     uint64_t slots_filled;    /* bit q: the queue of slot q is not empty */
@@ -162,6 +171,7 @@ void kvt_issuer_free(struct kvt_issuer *i) {
     }
     for (uint32_t n = 0; n < i->opened_count; n++) {
         kvt_outstanding_clear(&i->sessions[i->opened[n]].outstanding);
+        free(i->sessions[i->opened[n]].losses);
     }
     for (uint32_t c = 0; c < CLASSES; c++) {
         free(i->candidates[c]);
@@ -210,6 +220,25 @@ static void complete(struct kvt_issuer *i, struct kvt_op_progress *p,
     list_append(&i->completions, p);
 }
 
+static void lose(struct session *s, const struct kvt_op *op) {
+    if (op->kind != KVT_OP_WRITEBACK && op->kind != KVT_OP_COPY) {
+        return; /* a fill's bytes are waited for by `done` only */
+    }
+    uint32_t kept = 0;
+    for (uint32_t n = 0; n < s->losses_count; n++) {
+        if (s->losses[n].last >= s->outstanding.base) {
+            s->losses[kept++] = s->losses[n];
+        }
+    }
+    s->losses_count = kept;
+    if (kept == s->losses_room) {
+        s->losses_room = kept == 0 ? 8 : kept * 2;
+        s->losses = realloc(s->losses, s->losses_room * sizeof(*s->losses));
+        KVT_ASSERT(s->losses != NULL);
+    }
+    s->losses[s->losses_count++] = (struct loss){.op = op->id, .last = s->outstanding.last};
+}
+
 /* Something changed with an operation that is in no queue any more: post, complete, or wait. */
 static void settle(struct kvt_issuer *i, struct kvt_op_progress *p) {
     KVT_ASSERT(!p->queued);
@@ -226,6 +255,9 @@ static void settle(struct kvt_issuer *i, struct kvt_op_progress *p) {
         }
     }
     if (p->cuts_inflight == 0 && !p->post_inflight) {
+        if (p->failed) {
+            lose(session_of(i, p), p->op);
+        }
         complete(i, p, p->failed ? KVT_FAILED : KVT_DONE);
     }
 }
@@ -250,6 +282,18 @@ static bool deps_complete(const struct session *s, struct kvt_op_progress *p) {
         p->deps_seen++;
     }
     return true;
+}
+
+/* Whether one of the dependencies, which are complete, did not bring what it should. */
+static bool deps_lost(const struct session *s, const struct kvt_op_progress *p) {
+    for (uint32_t n = 0; n < s->losses_count; n++) {
+        for (uint32_t d = 0; d < p->op->dep_count && p->op->id <= s->losses[n].last; d++) {
+            if (p->program->deps[p->op->dep_first + d] == s->losses[n].op) {
+                return true;
+            }
+        }
+    }
+    return false;
 }
 
 /* The counter that the operation waits for, if it has not come yet; NULL: that gate is open. */
@@ -310,7 +354,16 @@ static uint64_t cut_bytes_next(const struct kvt_issuer *i, struct kvt_op_progres
 static bool look_at_queue(struct kvt_issuer *i, uint32_t session, uint32_t q) {
     struct session *s = &i->sessions[session];
     struct kvt_op_progress *p = s->queues[q].head;
-    if (!p || (!p->begun && (!deps_complete(s, p) || counter_missing(i, s, p->op)))) {
+    if (!p || (!p->begun && !deps_complete(s, p))) {
+        return false;
+    }
+    if (!p->begun && p->op->kind != KVT_OP_STEP && deps_lost(s, p)) {
+        dequeue(s, p);
+        lose(s, p->op);
+        complete(i, p, KVT_CANCELLED);
+        return true;
+    }
+    if (!p->begun && counter_missing(i, s, p->op)) {
         return false;
     }
     if (!copy_next(p)) {
@@ -622,6 +675,7 @@ bool kvt_issuer_session_drained(struct kvt_issuer *i, uint32_t *session) {
                 i->candidates[c][*session] = NULL;
             }
             kvt_outstanding_clear(&s->outstanding);
+            free(s->losses);
             *s = (struct session){0};
             return true;
         }

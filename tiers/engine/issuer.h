@@ -16,6 +16,9 @@
  *   STEP       `step` has reached step_wait (cyclic compare), deps complete
  * A dependency is complete when that operation's completion is KVT_DONE or KVT_FAILED or
  * KVT_CANCELLED: what a failure means is the engine's business, which sets `failed` and cancels.
+ * But until it knows, no byte may go on that never came: when a WRITEBACK or COPY has failed, the
+ * FILLs, WRITEBACKs and COPYs that were submitted before and depend on it complete as
+ * KVT_CANCELLED, and so on.
  *
  * A FILL posts ready[slot] = generation behind its last copy: with `post_behind` as soon as that
  * copy is submitted (the driver orders them on one stream), otherwise when all are complete. With

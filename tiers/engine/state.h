@@ -370,7 +370,8 @@ struct kvt_engine {
     uint64_t block_count; /* of all groups: their tables are memory that no budget counts */
     uint64_t block_limit;
     uint32_t settling_count;
-    uint32_t short_tier; /* of the last -KVT_EQUOTA: enum kvt_tier_id, and what was wanted */
+    uint32_t wanted_count; /* families with demote_wanted */
+    uint32_t short_tier;   /* of the last -KVT_EQUOTA: enum kvt_tier_id, and what was wanted */
     uint64_t short_bytes;
     struct device devices[KVT_DEVICES_MAX];
     struct host host;
