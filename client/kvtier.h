@@ -205,7 +205,8 @@ KVTIER_API int kvt_step_piece(struct kvt_step *s, const struct kvt_piece **p) KV
 KVTIER_API int kvt_piece_wait(struct kvt_step *s, const struct kvt_piece *p) KVTIER_CHECK;
 /* The caller is done with the piece: its memory may change at once. Due for every streamed piece,
  * behind the attention of its last_reader, before the step is ended; a no-op for resident ones.
- * It may be late: frameworks learn that a layer's attention is over when the next layer begins. */
+ * It may be late (frameworks learn that a layer's attention is over when the next layer begins), but
+ * comes before the wait for a piece of a later reader, which may need the memory. */
 KVTIER_API int kvt_piece_done(struct kvt_step *s, const struct kvt_piece *p) KVTIER_CHECK;
 /* Ends the current step: everything that it did is complete. If the schedule has more steps
  * (kvt_step_left was above 1) the next one becomes current, otherwise `s` is freed. 0: the results

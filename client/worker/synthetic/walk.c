@@ -222,8 +222,8 @@ static int do_planes(struct walk *k, const struct kvt_piece *p, bool again) {
     return 0;
 }
 
-/* Hands back what no layer from `layer` on reads: one layer late, as frameworks do. Until then the
- * bytes must stay, so they are looked at again. */
+/* Hands back what no layer from `layer` on reads: late, when the next layer begins, as frameworks
+ * do. Until then the bytes must stay, so they are looked at again. */
 static int hand_back_late(struct walk *k, uint32_t layer) {
     for (uint32_t i = 0; i < k->late_count;) {
         const struct kvt_piece *p = k->late[i];
@@ -245,9 +245,6 @@ static int hand_back_late(struct walk *k, uint32_t layer) {
 
 static int dense_piece(struct walk *k, const struct kvt_piece *p) {
     int rc = do_planes(k, p, false);
-    if (rc == 0) {
-        rc = hand_back_late(k, p->reader);
-    }
     if (rc == 0 && k->late_count == LATE_MAX) {
         return wrong(k, p, "%d pieces are held for later readers", LATE_MAX);
     }
@@ -281,8 +278,12 @@ static void hold(struct walk *k) {
 
 static int one_piece(struct walk *k, const struct kvt_piece *p) {
     struct kvt_synth *s = k->s;
+    int rc = hand_back_late(k, p->reader);
+    if (rc != 0) {
+        return rc;
+    }
     uint64_t start_us = now_us();
-    int rc = kvt_piece_wait(k->w->step, p);
+    rc = kvt_piece_wait(k->w->step, p);
     s->totals.wait_us += now_us() - start_us;
     s->totals.pieces++;
     s->totals.streamed_pieces += p->streamed;
