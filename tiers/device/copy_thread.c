@@ -12,7 +12,8 @@
 #include <sys/prctl.h>
 #include <time.h>
 
-enum { POLL_MAX = 64, WATCHED_MAX = 256, TELL_ROUNDS = 32 };
+enum { POLL_MAX = 64, WATCHED_MAX = 256 };
+enum { TELL_NS = 20000 };
 /* A worker that stores without waking harms itself only; so this bounds its delay, no more. */
 enum { SLEEP_US = 100000 };
 /* Drivers that cannot sleep on counters: the pause grows with the time in which nothing happened. */
@@ -212,6 +213,22 @@ static bool take_answers(struct kvt_device *d) {
 
 /* ---- towards the loop ------------------------------------------------------------------------ */
 
+/* The loop is told of events before the thread sleeps, and while it does not: when an operation
+ * without bytes is among them (the end of a step, which somebody waits for), or when the first was
+ * TELL_NS ago. One system call for many, and none while a worker is answered. */
+static void tell_loop(struct kvt_device *d) {
+    if (d->untold_since_ns != 0) {
+        d->untold_since_ns = 0;
+        d->untold_hurry = false;
+        kvt_device_notify(d);
+    }
+}
+
+static void untold(struct kvt_device *d, bool hurry) {
+    d->untold_since_ns = d->untold_since_ns ? d->untold_since_ns : now_ns();
+    d->untold_hurry |= hurry;
+}
+
 static bool deliver(struct kvt_device *d) {
     struct kvt_completion c;
     uint32_t session;
@@ -220,7 +237,7 @@ static bool deliver(struct kvt_device *d) {
            kvt_issuer_completion(d->issuer, &c)) {
         any = kvt_queue_push(d->completions, &c);
         KVT_ASSERT(any);
-        d->notify = true;
+        untold(d, c.bytes == 0);
     }
     while (kvt_issuer_session_drained(d->issuer, &session)) {
         struct kvt_device_session *s = &d->sessions[session];
@@ -243,16 +260,6 @@ static bool look(struct kvt_device *d) {
     any |= submit(d);
     any |= deliver(d);
     return any;
-}
-
-/* The loop is told of events when there is nothing more to do, or after TELL_ROUNDS looks that all
- * found something: one system call for many events. */
-static void tell_loop(struct kvt_device *d) {
-    d->rounds_untold = 0;
-    if (d->notify) {
-        d->notify = false;
-        kvt_device_notify(d);
-    }
 }
 
 /* `idle_ns`: how long nothing has happened. Returns whether the last look found something. */
@@ -301,15 +308,15 @@ void *kvt_device_copy_thread(void *argument) {
     uint64_t idle_since_ns = 0;           /* 0: something has just happened */
     (void)prctl(PR_SET_TIMERSLACK, 1000); /* ns: short sleeps shall be short */
     while (!kvt_device_stopping(d)) {
-        if (look(d)) {
+        bool any = look(d);
+        uint64_t now = any && d->untold_since_ns == 0 ? 0 : now_ns();
+        if (d->untold_hurry || (d->untold_since_ns != 0 && now - d->untold_since_ns >= TELL_NS)) {
+            tell_loop(d);
+        }
+        if (any) {
             idle_since_ns = 0;
-            if (++d->rounds_untold >= TELL_ROUNDS) {
-                tell_loop(d);
-            }
             continue;
         }
-        tell_loop(d);
-        uint64_t now = now_ns();
         idle_since_ns = idle_since_ns ? idle_since_ns : now;
         bool spins =
             kvt_issuer_waits_for_worker(d->issuer) || (d->in_flight > 0 && !d->info.can_sleep);

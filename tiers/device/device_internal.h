@@ -100,8 +100,8 @@ struct kvt_device {
     struct kvt_device_flight flights[KVT_DRIVER_INFLIGHT_MAX];
     uint32_t in_flight;
     bool lost;
-    bool notify; /* events were pushed that the loop has not been told of */
-    uint32_t rounds_untold;
+    uint64_t untold_since_ns; /* the first event that the loop has not been told of; 0: none */
+    bool untold_hurry;        /* and one of them is waited for */
 };
 
 void *kvt_device_copy_thread(void *device);
