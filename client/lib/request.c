@@ -139,8 +139,9 @@ static int unpack(struct kvt_client *c, const struct kvt_client_call *call, size
         rc = 0;
     } else if (r->code != 0) {
         int code = r->code <= KVT_ESYS ? -(int)r->code : -KVT_EPROTO;
-        const char *text = r->text != NULL && r->text[0] != '\0' ? r->text : kvt_error_text(code);
-        rc = kvt_client_fail(c, code, "%s: %s", call->what, text);
+        bool told = r->text != NULL && r->text[0] != '\0'; /* it names the request itself */
+        rc = told ? kvt_client_fail(c, code, "%s", r->text)
+                  : kvt_client_fail(c, code, "%s: %s", call->what, kvt_error_text(code));
     }
     if (rc == 1) {
         *out = r;

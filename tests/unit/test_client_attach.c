@@ -371,8 +371,7 @@ static void test_replies(void) {
     FAKE_SET(&fake, fake.answer = answer_error);
     CU_ASSERT_EQUAL_FATAL(attach(0, 0), 0);
     CU_ASSERT_EQUAL(kvt_ping(client, NULL), -KVT_EQUOTA);
-    CU_ASSERT_STRING_EQUAL(kvt_error_message(client),
-                           "PING: host: 3 GiB needed, 1 GiB in the budget");
+    CU_ASSERT_STRING_EQUAL(kvt_error_message(client), "host: 3 GiB needed, 1 GiB in the budget");
     CU_ASSERT_EQUAL(kvt_ping(client, NULL), -KVT_EPROTO); /* a code of a later version */
     detach_and_stop();
 

@@ -280,7 +280,7 @@ static void test_quota(void) {
     begin_test(KVT_SEGMENT);
     FAKE_SET(&fake, fake.step_code = KVT_EQUOTA);
     CU_ASSERT_EQUAL(kvt_step_begin(client, cache, NULL, 0, 1, 1, &s), -KVT_EQUOTA);
-    CU_ASSERT(message_has("STEP: device: 2 GiB needed, 1 GiB in the budget"));
+    CU_ASSERT(message_has("device: 2 GiB needed, 1 GiB in the budget"));
     CU_ASSERT_PTR_NULL(s);
     end_test();
 }
