@@ -94,7 +94,8 @@ struct run_kv_kvtier_options {
     uint32_t piece_tokens;      /* 0: the daemon chooses */
     int64_t resident_layers;    /* -1: as the mode says */
     const uint8_t *fingerprint; /* 32 bytes, or NULL */
-    const char *name;
+    const char *name;           /* of the cache */
+    const char *worker;         /* of the worker */
 };
 
 /* K and V in kvtierd's keeping. Waits some seconds for the daemon to answer. */

@@ -255,7 +255,7 @@ int run_kv_kvtier_open(struct run_kv **out, const struct run_kv_shape *shape,
         const struct kvt_attach_options attach = {
             .runtime_dir = options->runtime_dir,
             .worker = KVT_SEGMENT,
-            .name = "kvtier-run",
+            .name = options->worker,
         };
         rc = kvt_attach(&attach, &r->client);
         rc = rc < 0 ? failed(r, rc) : create(r, options);

@@ -121,6 +121,7 @@ static int open_kvtier(struct program *p, const struct run_kv_shape *shape) {
         .resident_layers = o->resident_layers,
         .fingerprint = fingerprint,
         .name = o->random ? o->random : o->model,
+        .worker = o->name ? o->name : "kvtier-run",
     };
     return run_kv_kvtier_open(&p->kv, shape, &kvtier, p->err, sizeof(p->err));
 }

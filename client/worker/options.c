@@ -61,6 +61,7 @@ static const struct option table[] = {
     {NULL, HEADING, NULL, 0, 0, 0, NULL, "K and V"},
     {"--runtime-dir", TEXT, "DIR", AT(runtime_dir), 0, 0, NULL,
      "of kvtierd; default: $KVTIER_RUNTIME_DIR or /run/kvtierd"},
+    {"--name", TEXT, "TEXT", AT(name), 0, 0, NULL, "what kvtierctl calls this worker"},
     {"--mode", CHOICE, "dynamic|static|offloaded|offloaded-static", AT(mode), 0, 0, "dynamic",
      "how the daemon keeps them"},
     {"--resident-layers", I64, "N", AT(resident_layers), -1, 1024, "-1",

@@ -38,6 +38,7 @@ struct kvt_options {
     const char *kv_dtype;
     bool local;
     const char *runtime_dir;
+    const char *name;
     const char *mode;
     uint32_t piece_tokens; /* 0: the holder of K and V chooses */
     int64_t resident_layers;
