@@ -90,7 +90,9 @@ int planes_chain(struct kvt_engine *e, struct planes *from, struct planes *to) {
         if (!f->resident[l]) {
             continue;
         }
+        e->chaining = true;
         int rc = dev_alloc(e, s, planes_layer_bytes(to, l), &to->place[l]);
+        e->chaining = false;
         if (rc != KVT_READY) {
             planes_chain_undo(e, from, to, places);
             return rc;

@@ -109,6 +109,44 @@ static int dev_alloc_live(struct kvt_engine *e, struct session *s, uint64_t byte
     return -KVT_EQUOTA;
 }
 
+static void extent_destroy(struct kvt_engine *e, struct extent *x) {
+    KVT_ASSERT(x->live_bytes == 0);
+    x->state = EXTENT_DESTROYING;
+    struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_DESTROY);
+    a->device = x->device;
+    a->extent = x->id;
+}
+
+/* The worker may have it mapped: ask. A worker that is certainly gone has nothing mapped. */
+static void extent_give_back(struct kvt_engine *e, struct extent *x) {
+    const struct session *s = &e->sessions[x->session];
+    if (!x->sent || s->dead || KVT_BROKEN(e->rules, KVT_BREAK_NO_RECLAIM) ||
+        (s->hung && KVT_BROKEN(e->rules, KVT_BREAK_FREE_BEFORE_DEATH))) {
+        extent_destroy(e, x);
+        return;
+    }
+    x->state = EXTENT_RECLAIMING;
+    if (!s->hung || s->evicted) { /* otherwise there is no socket to ask on */
+        struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_RECLAIM);
+        a->session = x->session;
+        a->extent = x->id;
+    }
+}
+
+/* Empty extents of the session itself, none of which is large enough: their budget is. */
+static bool own_empty_give_back(struct kvt_engine *e, struct session *s) {
+    bool any = false;
+    for (uint32_t i = 1; i < e->extent_top && !e->chaining; i++) {
+        struct extent *x = &e->extents[i];
+        if (x->state == EXTENT_LIVE && x->session == session_index(e, s) && x->live_bytes == 0 &&
+            !s->schedule.moved_in_place) {
+            extent_give_back(e, x);
+            any = true;
+        }
+    }
+    return any;
+}
+
 /* What earlier passes have asked for and has not come yet may be claimed once in this pass. */
 void dev_pass_begin(struct kvt_engine *e, struct session *s) {
     s->creating_bytes = 0;
@@ -139,7 +177,7 @@ int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct de
     const struct kvt_engine_device *config = &e->devices[s->device].config;
     uint64_t small = round_up(bytes, config->granule_bytes);
     uint64_t packed = round_up(config->extent_bytes, config->granule_bytes);
-    uint64_t want = small > packed ? small : packed;
+    uint64_t want = small > packed / 2 ? small : packed;
     uint64_t available = dev_available(e, s);
     if (want > available) {
         want = small;
@@ -150,6 +188,9 @@ int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct de
             rc = KVT_WAIT;
         }
         return rc;
+    }
+    if (own_empty_give_back(e, s)) {
+        return KVT_WAIT;
     }
     if (dev_pending(e, s)) {
         return KVT_WAIT;
@@ -179,30 +220,6 @@ void dev_take(struct kvt_engine *e, struct dev_place place, uint64_t bytes) {
     KVT_ASSERT(x != NULL);
     kvt_ranges_take(&x->space, place.offset, bytes);
     x->live_bytes += bytes;
-}
-
-static void extent_destroy(struct kvt_engine *e, struct extent *x) {
-    KVT_ASSERT(x->live_bytes == 0);
-    x->state = EXTENT_DESTROYING;
-    struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_DESTROY);
-    a->device = x->device;
-    a->extent = x->id;
-}
-
-/* The worker may have it mapped: ask. A worker that is certainly gone has nothing mapped. */
-static void extent_give_back(struct kvt_engine *e, struct extent *x) {
-    const struct session *s = &e->sessions[x->session];
-    if (!x->sent || s->dead || KVT_BROKEN(e->rules, KVT_BREAK_NO_RECLAIM) ||
-        (s->hung && KVT_BROKEN(e->rules, KVT_BREAK_FREE_BEFORE_DEATH))) {
-        extent_destroy(e, x);
-        return;
-    }
-    x->state = EXTENT_RECLAIMING;
-    if (!s->hung || s->evicted) { /* otherwise there is no socket to ask on */
-        struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_RECLAIM);
-        a->session = x->session;
-        a->extent = x->id;
-    }
 }
 
 /* Gives back empty extents. A hung-up session's go only when nothing of it is in flight. */

@@ -58,7 +58,11 @@ static struct layer_cost layer_cost(const struct kvt_engine *e, const struct kvt
     bool is_static =
         r->options->mode == KVT_MODE_STATIC || r->options->mode == KVT_MODE_OFFLOADED_STATIC;
     uint64_t room = is_static ? r->options->tokens_max : r->tokens;
-    uint64_t whole = size_of(rows, round_to(room, e->config.block_tokens), token);
+    uint64_t tokens = round_to(room, e->config.block_tokens);
+    if (is_static && r->worker_kind == KVT_WORKER_SEGMENT) {
+        tokens += e->config.block_tokens; /* a copied tail beside the old one */
+    }
+    uint64_t whole = size_of(rows, tokens, token);
     return (struct layer_cost){
         .gpu_bytes = whole,
         .host_bytes = whole,
@@ -107,6 +111,9 @@ static void plan_at(const struct kvt_engine *e, const struct kvt_plan_request *r
         out->host_bytes = add(out->host_bytes, cost.host_bytes);
         out->to_device_bytes_per_step =
             add(out->to_device_bytes_per_step, size_of(1, cost.step_bytes, listings));
+        out->to_device_bytes_per_step += /* re-reads bring the step's own tokens, too */
+            (listings - 1) * r->options->rows *
+            ((uint64_t)kvt_layer_k_token_bytes(layer) + kvt_layer_v_token_bytes(layer));
         out->from_device_bytes_per_step +=
             (uint64_t)r->options->rows *
             ((uint64_t)kvt_layer_k_token_bytes(layer) + kvt_layer_v_token_bytes(layer));

@@ -125,7 +125,9 @@ int kvt_ranges_alloc(struct kvt_ranges *r, uint64_t bytes, uint64_t align, uint6
     KVT_ASSERT(align > 0 && (align & (align - 1)) == 0);
     for (uint32_t i = 0; i < r->count; i++) {
         uint64_t start = (r->free[i].offset + align - 1) & ~(align - 1);
-        if (start + bytes > r->free[i].offset + r->free[i].bytes) {
+        uint64_t skipped = start - r->free[i].offset; /* wraps if start did */
+        if (start < r->free[i].offset || skipped > r->free[i].bytes ||
+            bytes > r->free[i].bytes - skipped) {
             continue;
         }
         int rc = reserve(r, 2);

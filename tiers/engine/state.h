@@ -370,6 +370,7 @@ struct kvt_engine {
     uint64_t block_count; /* of all groups: their tables are memory that no budget counts */
     uint64_t block_limit;
     uint32_t settling_count;
+    bool chaining;         /* planes trade places: what looks empty still holds tokens */
     uint32_t wanted_count; /* families with demote_wanted */
     uint32_t short_tier;   /* of the last -KVT_EQUOTA: enum kvt_tier_id, and what was wanted */
     uint64_t short_bytes;
