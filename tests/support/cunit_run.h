@@ -4,8 +4,16 @@
 #define KVT_TESTS_CUNIT_RUN_H
 
 #include <CUnit/Basic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* A case that waits for a known bug to be fixed: said, and not run unless KNOWN is set. */
+static inline int kvt_cunit_waits(const char *bug) {
+    if (!getenv("KNOWN"))
+        (void)printf("waits for %s; ", bug);
+    return !getenv("KNOWN");
+}
 
 static inline int kvt_cunit_run(const char *suite_name, CU_TestInfo *tests) {
     CU_SuiteInfo suites[] = {{suite_name, NULL, NULL, NULL, NULL, tests}, CU_SUITE_INFO_NULL};

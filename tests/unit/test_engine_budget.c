@@ -1,0 +1,469 @@
+/* Budgets: where memory is taken from and in which order, what a request says that gets none, what
+ * a failed one leaves behind, migration, idle caches, and the way everything goes back. */
+#include "tests/support/cunit_run.h"
+#include "tests/support/engine_harness.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static struct kvth h;
+static struct kvth_walk w;
+
+enum { LAYERS = 4 };
+
+static struct kvt_cache_info info_of(const struct kvth_cache *c) {
+    struct kvt_cache_info info;
+    kvth_cache_info(&h, c, &info);
+    return info;
+}
+
+static uint32_t resident(const struct kvth_cache *c) {
+    struct kvt_cache_info info = info_of(c);
+    uint32_t count = 0;
+    for (uint32_t l = 0; l < info.layer_count; l++) {
+        count += info.layers[l] == 'R';
+    }
+    return count;
+}
+
+static struct kvth_cache *create(uint32_t session, uint32_t layers, uint32_t mode, uint32_t rows) {
+    struct kvt_layout layout = kvth_layout(layers);
+    struct kvt_cache_options o = kvth_options(mode, rows);
+    return kvth_create(&h, session, &layout, &o);
+}
+
+static const struct kvth_answer *step(struct kvth_cache *c, uint32_t tokens) {
+    return kvth_answer(&h, kvth_step_send(&h, c, NULL, NULL, 0, tokens, 1));
+}
+
+/* The refusal is of that code and its text says all of the words. */
+static void refused(const struct kvth_answer *a, uint32_t code, const char *const *words) {
+    CU_ASSERT_PTR_NOT_NULL_FATAL(a);
+    CU_ASSERT_EQUAL(a->code, code);
+    for (; *words != NULL; words++) {
+        if (strstr(a->text, *words) == NULL) {
+            (void)fprintf(stderr, "\n'%s' is not in: %s\n", *words, a->text);
+            CU_FAIL("the text does not say it");
+        }
+    }
+}
+
+#define REFUSED(a, code, ...) refused(a, code, (const char *const[]){__VA_ARGS__, NULL})
+
+/* ---- refusals ------------------------------------------------------------------------------------------- */
+
+static void test_device_refusal_names_budget_and_need(void) {
+    struct kvth_config c = {.device_budget_bytes = 64u << 10};
+    kvth_start(&h, &c);
+    uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvt_layout layout = kvth_layout(LAYERS);
+    struct kvt_cache_options o = kvth_options(KVT_MODE_STATIC, 2);
+    struct kvt_request r = {
+        .kind = KVT_REQUEST_CREATE, .session = s, .layout = &layout, .options = &o};
+    REFUSED(kvth_ask(&h, &r), KVT_EQUOTA, "create: device memory", "65536", "budget",
+            "raise [device] budget");
+    CU_ASSERT_EQUAL(kvth_device_used(&h), 0);
+    o = kvth_options(KVT_MODE_OFFLOADED, 1);
+    o.piece_tokens = 8 * KVTH_BLOCK;
+    REFUSED(kvth_ask(&h, &r), KVT_EQUOTA, "create: device memory", "32768 bytes more", "65536");
+    CU_ASSERT_EQUAL(kvth_device_used(&h), 0);
+    CU_ASSERT_EQUAL(kvth_host_used(&h), 0);
+    kvth_leave(&h, s);
+    kvth_stop(&h);
+}
+
+static void test_host_refusal_names_budget_and_need(void) {
+    struct kvth_config c = {.host_budget_bytes = 128u << 10};
+    kvth_start(&h, &c);
+    uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvth_cache *a = create(s, LAYERS, KVT_MODE_OFFLOADED, 1);
+    kvth_step(&h, a, 1000, 1);
+    uint64_t bytes = info_of(a).host_bytes;
+    REFUSED(step(a, 2000), KVT_EQUOTA, "step: host memory", "4096 bytes more", "131072",
+            "raise [host] budget");
+    CU_ASSERT_EQUAL(info_of(a).host_bytes, bytes); /* nothing has changed */
+    kvth_check_tables(&h);
+    kvth_step(&h, a, 500, 1);
+    kvth_leave(&h, s);
+    kvth_stop(&h);
+}
+
+/* Fewer steps than asked for, when there is room for one only. */
+static void test_steps_ahead_shrink_to_what_there_is(void) {
+    struct kvth_config c = {.host_budget_bytes = 128u << 10};
+    kvth_start(&h, &c);
+    uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvth_cache *a = create(s, LAYERS, KVT_MODE_OFFLOADED, 1);
+    kvth_step(&h, a, 1500, 1);
+    uint64_t tag = kvth_step_send(&h, a, NULL, NULL, 0, 100, 32);
+    kvth_walk_begin(&h, &w, a, NULL, NULL, 0, 100, tag);
+    CU_ASSERT_EQUAL(w.steps, 1);
+    kvth_walk_all(&h, &w);
+    kvth_leave(&h, s);
+    kvth_stop(&h);
+}
+
+/* E1: a dense step that does not get its slots leaves everything as it was. */
+static void test_refused_step_keeps_the_slots(void) {
+    if (kvt_cunit_waits("E9")) {
+        return;
+    }
+    struct kvth_config c = {.device_budget_bytes = 64u << 10, .extent_bytes = 4096};
+    kvth_start(&h, &c);
+    uint32_t s = kvth_attach(&h, KVT_WORKER_DENSE, 0);
+    struct kvth_cache *a = create(s, LAYERS, KVT_MODE_OFFLOADED, 1);
+    kvth_step(&h, a, 1000, 1); /* 3 slots of 4 blocks: 48 KiB */
+    REFUSED(step(a, 1000), KVT_EQUOTA, "step: device memory", "65536");
+    kvth_step(&h, a, 1, 1);
+    kvth_crop(&h, a, 200);
+    kvth_step(&h, a, 100, 2);
+    /* 5 blocks each fit (60 KiB); the slack that would be taken if there were room does not. */
+    kvth_step(&h, a, 1280 - 400, 1);
+    kvth_leave(&h, s);
+    kvth_stop(&h);
+}
+
+/* E7: a schedule that does not fit the ring. */
+static void test_small_ring(void) {
+    struct kvth_config c = {.ring_bytes = 2048};
+    kvth_start(&h, &c);
+    uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvth_cache *a = create(s, LAYERS, KVT_MODE_OFFLOADED, 1);
+    uint64_t tag = kvth_step_send(&h, a, NULL, NULL, 0, 10, 16);
+    kvth_walk_begin(&h, &w, a, NULL, NULL, 0, 10, tag);
+    CU_ASSERT_TRUE(w.steps < 16);
+    kvth_walk_all(&h, &w);
+    struct kvth_cache *b = kvth_fork(&h, a, NULL, 0);
+    kvth_check_tables(&h);
+    uint64_t host = info_of(a).host_bytes;
+    REFUSED(step(b, 2000), KVT_ETOOBIG, "ring", "2048", "[daemon] ring");
+    /* Nothing has changed, but for the room that a row had opened for itself. */
+    uint64_t after = info_of(a).host_bytes;
+    CU_ASSERT_TRUE(after <= host + 2 * LAYERS * KVTH_LAYER_BLOCK);
+    for (uint32_t i = 0; i < 5; i++) {
+        REFUSED(step(b, 2000), KVT_ETOOBIG, "ring");
+    }
+    CU_ASSERT_EQUAL(info_of(a).host_bytes, after);
+    kvth_check_tables(&h);
+    kvth_step(&h, b, 10, 1);
+    kvth_step(&h, a, 10, 1);
+    kvth_check_tables(&h);
+    kvth_leave(&h, s);
+    kvth_stop(&h);
+}
+
+/* ---- memory that cannot be had for a moment ------------------------------------------------------------------ */
+
+/* E4: the machine had no memory once. */
+static void test_growth_fails_once(void) {
+    kvth_start(&h, &(struct kvth_config){0});
+    uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvth_cache *a = create(s, LAYERS, KVT_MODE_OFFLOADED, 1);
+    h.fail_grows = 1;
+    REFUSED(step(a, 100), KVT_EQUOTA, "host memory");
+    kvth_step(&h, a, 100, 1);
+    h.fail_grows = 1;
+    REFUSED(step(a, 4000), KVT_EQUOTA, "host memory");
+    kvth_step(&h, a, 4000, 1);
+    kvth_leave(&h, s);
+    kvth_stop(&h);
+}
+
+static void test_extent_fails_once(void) {
+    kvth_start(&h, &(struct kvth_config){0});
+    uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvt_layout layout = kvth_layout(LAYERS);
+    struct kvt_cache_options o = kvth_options(KVT_MODE_OFFLOADED, 1);
+    struct kvt_request r = {
+        .kind = KVT_REQUEST_CREATE, .session = s, .layout = &layout, .options = &o};
+    h.fail_extents = UINT32_MAX;
+    REFUSED(kvth_ask(&h, &r), KVT_EQUOTA, "device memory");
+    h.fail_extents = 0;
+    CU_ASSERT_EQUAL(kvth_device_used(&h), 0);
+    struct kvth_cache *a = create(s, LAYERS, KVT_MODE_OFFLOADED, 1);
+    kvth_step(&h, a, 1000, 1);
+    kvth_leave(&h, s);
+    kvth_stop(&h);
+}
+
+/* ---- migration ---------------------------------------------------------------------------------------------------- */
+
+/* A dynamic cache outgrows the device: one layer after the other leaves, a nested set stays. */
+static void migrates_in_mid_life(uint32_t kind, uint32_t layers) {
+    struct kvth_config c = {.device_budget_bytes = 512u << 10, .extent_bytes = 16u << 10};
+    kvth_start(&h, &c);
+    uint32_t s = kvth_attach(&h, kind, 0);
+    struct kvth_cache *a = create(s, layers, KVT_MODE_DYNAMIC, 1);
+    struct kvt_cache_info before = info_of(a);
+    uint32_t single = 0;
+    for (uint32_t i = 0; i < 70; i++) {
+        kvth_step(&h, a, 100, 1);
+        struct kvt_cache_info now = info_of(a);
+        uint32_t left = 0;
+        for (uint32_t l = 0; l < layers; l++) {
+            CU_ASSERT_FALSE(before.layers[l] != 'R' && now.layers[l] == 'R');
+            left += before.layers[l] == 'R' && now.layers[l] != 'R';
+        }
+        single += left == 1;
+        before = now;
+    }
+    CU_ASSERT_TRUE(resident(a) < layers);
+    CU_ASSERT_TRUE(single > 0);
+    CU_ASSERT_TRUE(info_of(a).counters.migrated_bytes > 0);
+    kvth_close(&h, a);
+    kvth_leave(&h, s);
+    kvth_stop(&h);
+}
+
+static void test_migrates_in_mid_life(void) {
+    if (kvt_cunit_waits("E9")) {
+        return;
+    }
+    migrates_in_mid_life(KVT_WORKER_SEGMENT, 16);
+    migrates_in_mid_life(KVT_WORKER_SEGMENT, 5);
+    migrates_in_mid_life(KVT_WORKER_DENSE, 16);
+    migrates_in_mid_life(KVT_WORKER_DENSE, 5);
+}
+
+/* From 16 resident layers to 15: one moves, and only its bytes. */
+static void test_residency_is_nested(void) {
+    struct kvth_config c = {.device_budget_bytes = 8u << 20, .extent_bytes = 4096};
+    kvth_start(&h, &c);
+    uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvt_layout layout = kvth_layout(16);
+    uint8_t sets[17][16];
+    for (uint32_t n = 0; n <= 16; n++) {
+        struct kvt_cache_options o = kvth_options(KVT_MODE_OFFLOADED, 1);
+        o.resident_layers_max = n;
+        struct kvth_cache *a = kvth_create(&h, s, &layout, &o);
+        CU_ASSERT_EQUAL(resident(a), n);
+        memcpy(sets[n], info_of(a).layers, 16);
+        kvth_step(&h, a, 300, 1);
+        kvth_close(&h, a);
+        for (uint32_t l = 0; n > 0 && l < 16; l++) {
+            CU_ASSERT_FALSE(sets[n - 1][l] == 'R' && sets[n][l] != 'R');
+        }
+    }
+    kvth_leave(&h, s);
+    kvth_stop(&h);
+}
+
+/* An idle session gives way, whole, before an active one loses a layer; when it steps again it
+ * comes back. */
+static void idle_gives_way(uint32_t kind) {
+    struct kvth_config c = {.device_budget_bytes = 256u << 10, .extent_bytes = 16u << 10};
+    kvth_start(&h, &c);
+    uint32_t idle = kvth_attach(&h, kind, 0);
+    uint32_t busy = kvth_attach(&h, kind, 0);
+    struct kvth_cache *a = create(idle, LAYERS, KVT_MODE_DYNAMIC, 1);
+    struct kvth_cache *b = create(busy, LAYERS, KVT_MODE_DYNAMIC, 1);
+    kvth_step(&h, a, 2000, 1); /* 128 KiB */
+    kvth_step(&h, b, 500, 1);
+    kvth_tick(&h, 6000);
+    kvth_step(&h, b, 10, 1); /* active again */
+    for (uint32_t i = 0; i < 20; i++) {
+        kvth_step(&h, b, 100, 1);
+    }
+    CU_ASSERT_EQUAL(resident(a), 0);
+    CU_ASSERT_EQUAL(info_of(a).layers[0], 'I');
+    CU_ASSERT_EQUAL(resident(b), LAYERS);
+    struct kvt_session_info info;
+    kvth_session_info(&h, idle, &info);
+    CU_ASSERT_EQUAL(info.device_bytes, 0);
+    kvth_close(&h, b);
+    kvth_step(&h, a, 1, 1); /* back */
+    CU_ASSERT_EQUAL(resident(a), LAYERS);
+    CU_ASSERT_EQUAL(info_of(a).host_bytes, 0);
+    kvth_step(&h, a, 100, 2);
+    kvth_leave(&h, idle);
+    kvth_leave(&h, busy);
+    kvth_stop(&h);
+}
+
+static void test_idle_gives_way(void) {
+    if (kvt_cunit_waits("E9")) {
+        return;
+    }
+    idle_gives_way(KVT_WORKER_SEGMENT);
+    idle_gives_way(KVT_WORKER_DENSE);
+}
+
+/* Slots of an idle offloaded session go too, and its next STEP gets them back. */
+static void test_idle_slots_go_and_come_back(void) {
+    struct kvth_config c = {.device_budget_bytes = 96u << 10, .extent_bytes = 4096};
+    kvth_start(&h, &c);
+    uint32_t idle = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    uint32_t busy = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvth_cache *a = create(idle, LAYERS, KVT_MODE_OFFLOADED, 1);
+    kvth_step(&h, a, 600, 1);
+    kvth_tick(&h, 6000);
+    struct kvt_layout layout = kvth_layout(LAYERS);
+    struct kvt_cache_options o = kvth_options(KVT_MODE_OFFLOADED, 1);
+    o.piece_tokens = 8 * KVTH_BLOCK; /* 3 slots of 32 KiB: all there is */
+    struct kvth_cache *b = kvth_create(&h, busy, &layout, &o);
+    struct kvt_session_info info;
+    kvth_session_info(&h, idle, &info);
+    CU_ASSERT_EQUAL(info.device_bytes, 0);
+    kvth_step(&h, b, 600, 1);
+    REFUSED(step(a, 1), KVT_EQUOTA, "step: device memory", "98304");
+    kvth_close(&h, b);
+    kvth_step(&h, a, 1, 3);
+    kvth_leave(&h, idle);
+    kvth_leave(&h, busy);
+    kvth_stop(&h);
+}
+
+/* E5: a stopped worker in an open step holds most; another one's own layers are there to give. */
+static void test_stopped_worker_holds_nobody_up(void) {
+    struct kvth_config c = {.device_budget_bytes = 256u << 10, .extent_bytes = 4096};
+    kvth_start(&h, &c);
+    uint32_t stopped = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    uint32_t other = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvth_cache *a = create(stopped, LAYERS, KVT_MODE_DYNAMIC, 1);
+    struct kvth_cache *b = create(other, LAYERS, KVT_MODE_DYNAMIC, 1);
+    kvth_step(&h, a, 2500, 1);
+    kvth_step(&h, b, 600, 1);
+    static struct kvth_walk open;
+    kvth_walk_begin(&h, &open, a, NULL, NULL, 0, 1,
+                    kvth_step_send(&h, a, NULL, NULL, 0, 1, 1)); /* and never goes on */
+    h.session[stopped].silent = true;
+    kvth_step(&h, b, 900, 1);
+    kvth_step(&h, b, 900, 1);
+    kvth_tick(&h, 60000);
+    kvth_step(&h, b, 100, 1);
+    kvth_leave(&h, stopped);
+    kvth_leave(&h, other);
+    kvth_stop(&h);
+}
+
+/* E6: a discarded prefetch is still being copied when its layer comes back to the device. */
+static void test_promotion_waits_for_what_reads_the_host(void) {
+    struct kvth_config c = {.device_budget_bytes = 256u << 10, .extent_bytes = 16u << 10};
+    kvth_start(&h, &c);
+    uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    uint32_t other = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvth_cache *a = create(s, LAYERS, KVT_MODE_DYNAMIC, 1);
+    struct kvth_cache *big = create(other, LAYERS, KVT_MODE_DYNAMIC, 1);
+    kvth_step(&h, a, 1000, 1);
+    kvth_tick(&h, 6000);
+    kvth_step(&h, big, 4000, 1); /* sends a's layers away */
+    CU_ASSERT_EQUAL(resident(a), 0);
+    kvth_step(&h, a, 1, 1); /* streams; or comes back as far as there is room */
+    kvth_tick(&h, 6000);
+    kvth_step(&h, big, 90, 1);
+    kvth_close(&h, big);
+    CU_ASSERT_TRUE(resident(a) < LAYERS);
+    h.hold_copies = true;
+    uint64_t tag = kvth_step_send(&h, a, NULL, NULL, 0, 1, 1);
+    kvth_release(&h, true);
+    kvth_walk_begin(&h, &w, a, NULL, NULL, 0, 1, tag);
+    kvth_walk_all(&h, &w);
+    kvth_leave(&h, s);
+    kvth_leave(&h, other);
+    kvth_stop(&h);
+}
+
+/* ---- the end of sessions --------------------------------------------------------------------------------------------- */
+
+static uint64_t dead_bytes(void) {
+    struct kvt_tier_info info;
+    kvt_engine_device_info(h.engine, 0, &info);
+    return info.pinned_dead_bytes;
+}
+
+/* Host bytes go at hang-up, device bytes only with the process. */
+static void test_hangup_then_death(void) {
+    kvth_start(&h, &(struct kvth_config){0});
+    uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvth_cache *a = create(s, LAYERS, KVT_MODE_OFFLOADED, 2);
+    kvth_step(&h, a, 1000, 1);
+    kvth_walk_begin(&h, &w, a, NULL, NULL, 0, 1, kvth_step_send(&h, a, NULL, NULL, 0, 1, 4));
+    (void)kvth_walk_pieces(&h, &w, 2);
+    uint64_t device = kvth_device_used(&h);
+    kvt_engine_session_hangup(h.engine, s);
+    kvth_pump(&h);
+    kvth_tick(&h, 1);
+    CU_ASSERT_EQUAL(kvth_host_used(&h), 0);
+    CU_ASSERT_EQUAL(kvth_device_used(&h), device);
+    CU_ASSERT_EQUAL(dead_bytes(), device);
+    kvth_leave(&h, s);
+    CU_ASSERT_EQUAL(kvth_device_used(&h), 0);
+    kvth_stop(&h);
+}
+
+/* Copies that were submitted outlive the process; memory does too. */
+static void test_death_with_copies_in_flight(void) {
+    kvth_start(&h, &(struct kvth_config){0});
+    uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvth_cache *a = create(s, LAYERS, KVT_MODE_OFFLOADED, 2);
+    kvth_step(&h, a, 1000, 1);
+    kvth_crop(&h, a, 300);
+    h.hold_copies = true;
+    (void)kvth_step_send(&h, a, NULL, NULL, 0, 300, 1);
+    CU_ASSERT_TRUE(h.held_count > 0);
+    uint64_t host = kvth_host_used(&h);
+    uint64_t device = kvth_device_used(&h);
+    kvt_engine_session_dead(h.engine, s);
+    kvth_tick(&h, 1);
+    CU_ASSERT_EQUAL(kvth_host_used(&h), host);
+    CU_ASSERT_EQUAL(kvth_device_used(&h), device);
+    kvth_release(&h, false);
+    CU_ASSERT_FALSE(h.session[s].open);
+    kvth_stop(&h);
+}
+
+/* Evicting a stopped worker frees the host; the rest when it answers or dies. */
+static void test_evict_stopped(void) {
+    for (int dies = 0; dies < 2; dies++) {
+        kvth_start(&h, &(struct kvth_config){0});
+        uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+        struct kvth_cache *a = create(s, LAYERS, KVT_MODE_OFFLOADED, 2);
+        kvth_step(&h, a, 1000, 1);
+        kvth_walk_begin(&h, &w, a, NULL, NULL, 0, 1, kvth_step_send(&h, a, NULL, NULL, 0, 1, 4));
+        (void)kvth_walk_pieces(&h, &w, 3);
+        struct kvt_request r = {.kind = KVT_REQUEST_FORK, .session = s, .cache = a->id};
+        uint64_t waiting = kvth_send(&h, &r);
+        CU_ASSERT_PTR_NULL(kvth_answer(&h, waiting));
+        h.session[s].silent = true;
+        uint64_t device = kvth_device_used(&h);
+        kvt_engine_session_evict(h.engine, s);
+        kvth_pump(&h);
+        kvth_tick(&h, 1);
+        CU_ASSERT_EQUAL(kvth_host_used(&h), 0);
+        CU_ASSERT_EQUAL(kvth_device_used(&h), device);
+        CU_ASSERT_EQUAL(dead_bytes(), device);
+        REFUSED(kvth_answer(&h, waiting), KVT_EEVICTED, "evicted");
+        REFUSED(kvth_ask(&h, &r), KVT_EEVICTED, "evicted");
+        CU_ASSERT_NOT_EQUAL(h.session[s].page->failed.value, 0);
+        CU_ASSERT_EQUAL(h.session[s].page->failed.aux, KVT_EEVICTED);
+        if (!dies) {
+            h.session[s].silent = false;
+            kvth_pump(&h);
+            CU_ASSERT_EQUAL(kvth_device_used(&h), 0);
+        }
+        kvth_leave(&h, s);
+        kvth_stop(&h);
+    }
+}
+
+int main(void) {
+    CU_TestInfo tests[] = {
+        {"a device refusal names budget and need", test_device_refusal_names_budget_and_need},
+        {"a host refusal names budget and need", test_host_refusal_names_budget_and_need},
+        {"steps ahead shrink to what there is", test_steps_ahead_shrink_to_what_there_is},
+        {"a refused step keeps the slots", test_refused_step_keeps_the_slots},
+        {"a small ring", test_small_ring},
+        {"host growth fails once", test_growth_fails_once},
+        {"an extent fails once", test_extent_fails_once},
+        {"migration in mid-life", test_migrates_in_mid_life},
+        {"residency is nested", test_residency_is_nested},
+        {"an idle session gives way", test_idle_gives_way},
+        {"idle slots go and come back", test_idle_slots_go_and_come_back},
+        {"a stopped worker holds nobody up", test_stopped_worker_holds_nobody_up},
+        {"promotion waits for what reads the host", test_promotion_waits_for_what_reads_the_host},
+        {"hang-up, then death", test_hangup_then_death},
+        {"death with copies in flight", test_death_with_copies_in_flight},
+        {"evicting a stopped worker", test_evict_stopped},
+        CU_TEST_INFO_NULL};
+    return kvt_cunit_run("engine budget", tests);
+}
