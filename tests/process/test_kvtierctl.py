@@ -1,0 +1,207 @@
+"""kvtierctl: commands, tables, JSON, exit codes.
+
+test: timeout_s=180
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+
+import pytest
+
+from kvtierd import SLOWER, Daemon, program, wait_until
+
+
+def ctl(*args, daemon=None, locale="C.UTF-8"):
+    where = ["--runtime-dir", daemon.runtime_dir] if daemon else []
+    return subprocess.run([program("kvtierctl"), *where, *args], capture_output=True, text=True,
+                          check=False, timeout=30 * SLOWER, env=dict(os.environ, LC_ALL=locale))
+
+
+def stopped(pid):
+    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stream:
+        return stream.read().rsplit(")", 1)[1].split()[0] == "T"
+
+
+class Held:
+    """A worker that has stopped itself in the middle of a step."""
+
+    def __init__(self, daemon, *args):
+        self.process = subprocess.Popen(
+            [program("kvtier-synth"), "--runtime-dir", daemon.runtime_dir, "--hold-step", "4", *args],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until(lambda: stopped(self.process.pid), "the worker has stopped itself")
+
+    def __enter__(self):
+        return self.process
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module", name="daemon")
+def module_daemon():
+    with Daemon() as daemon:
+        yield daemon
+
+
+# ---- what it shows
+
+
+def test_status_of_nothing(daemon):
+    done = ctl("status", daemon=daemon)
+    assert done.returncode == 0 and done.stderr == ""
+    assert re.search(r"^kvtierd \d+\.\d+\.\d+, up ", done.stdout)
+    assert re.search(r"^cpu0 +0 B +16\.0 MiB ", done.stdout, re.M)
+    assert re.search(r"^host +0 B +64\.0 MiB ", done.stdout, re.M)
+    assert not re.search(r" $", done.stdout, re.M)
+
+
+def test_tables(daemon):
+    with Held(daemon, "--mode", "offloaded", "--resident", "1", "--name", "a\033[31mb", "--rows", "2") as worker:
+        status = ctl("status", daemon=daemon).stdout
+        assert "\033" not in status and "a?[31mb" in status
+        workers = ctl("workers", daemon=daemon).stdout
+        assert re.search(rf"a\?\[31mb +{worker.pid} +\d+ +segment +cpu0 +step +1 ", workers)
+        caches = ctl("caches", daemon=daemon).stdout
+        assert re.search(r"offloaded +2 +\d+ .*[█░]{4}$", caches, re.M)
+        assert caches.count("█") == 1 + 1 and "█ resident" in caches  # one layer, and the legend
+        plain = ctl("caches", daemon=daemon, locale="C").stdout
+        assert re.search(r"[#-]{4}$", plain, re.M) and plain.isascii()
+
+
+def test_json(daemon):
+    with Held(daemon, "--mode", "offloaded", "--name", "held \"one\"") as worker:
+        status = json.loads(ctl("--json", "status", daemon=daemon).stdout)
+        assert [t["name"] for t in status["tiers"]] == ["cpu0", "host"]
+        assert status["tiers"][0]["budget_bytes"] == 16 << 20
+        assert all(0 < t["used_bytes"] <= t["budget_bytes"] for t in status["tiers"])
+        (one,) = status["workers"]
+        assert one["pid"] == worker.pid and one["name"] == "held \"one\"" and one["kind"] == "segment"
+        (cache,) = status["caches"]
+        assert cache["session"] == one["session"] and cache["layers"] == "SSSS"
+        assert cache["counters"]["steps_committed"] > 0
+        assert json.loads(ctl("caches", "--json", daemon=daemon).stdout)["caches"][0]["mode"] == "offloaded"
+        assert list(json.loads(ctl("workers", "--json", daemon=daemon).stdout)) == ["workers"]
+
+
+def test_watch(daemon):
+    process = subprocess.Popen([program("kvtierctl"), "--runtime-dir", daemon.runtime_dir, "status",
+                                "--json", "--watch=1"], stdout=subprocess.PIPE, text=True)
+    try:
+        looks = [json.loads(process.stdout.readline()) for _ in range(2)]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(10)
+        process.stdout.close()
+    assert looks[1]["uptime_ms"] > looks[0]["uptime_ms"]
+
+
+def test_version(daemon):
+    done = ctl("version", daemon=daemon)
+    assert done.returncode == 0
+    assert re.fullmatch(r"kvtierctl \S+, protocol 1\.0\nkvtierd \S+, protocol 1\.0\n", done.stdout)
+    assert json.loads(ctl("version", "--json", daemon=daemon).stdout)["protocol"] == "1.0"
+
+
+# ---- plan
+
+
+def test_plan(daemon):
+    shape = ["--layers", "4", "--kv-heads", "2", "--head-dim", "16", "--tokens", "1000"]
+    done = ctl("plan", *shape, daemon=daemon)
+    assert done.returncode == 0, done.stderr
+    assert "4, of which 4 stay on the device  ████" in done.stdout
+    plan = json.loads(ctl("plan", *shape, "--mode", "offloaded", "--rows", "3", "--json",
+                          daemon=daemon).stdout)
+    assert plan["layers"] == "SSSS" and plan["resident_layers"] == 0
+    assert plan["to_device_bytes_per_step"] == 4 * 3 * 1000 * 2 * 32 * 2
+    assert plan["from_device_bytes_per_step"] == 4 * 3 * 2 * 32 * 2
+    some = json.loads(ctl("plan", *shape, "--budget", "300KiB", "--piece-tokens", "256", "--json",
+                          daemon=daemon).stdout)
+    assert 0 < some["resident_layers"] < 4 and some["device_bytes"] <= 300 << 10
+
+
+def test_plan_that_cannot_fit(daemon):
+    done = ctl("plan", "--shape", "llama-3-70b", "--tokens", "1000000", daemon=daemon)
+    assert done.returncode == 1
+    assert "bytes needed" in done.stderr and "in the budget" in done.stderr
+
+
+def test_plan_of_running_cache(daemon):
+    with Held(daemon, "--mode", "offloaded"):
+        (cache,) = json.loads(ctl("caches", "--json", daemon=daemon).stdout)["caches"]
+        plan = json.loads(ctl("plan", "--cache", str(cache["cache"]), "--json", daemon=daemon).stdout)
+        assert plan["layers"] == "SSSS"
+
+
+# ---- evict
+
+
+def test_evict_and_kill(daemon):
+    with Held(daemon, "--mode", "dynamic") as worker:
+        (one,) = json.loads(ctl("workers", "--json", daemon=daemon).stdout)["workers"]
+        done = ctl("evict", str(one["session"]), daemon=daemon)
+        assert done.returncode == 0 and f"session {one['session']} evicted" in done.stdout
+        assert "still mapped by the worker" in done.stdout
+        assert worker.poll() is None
+        done = ctl("evict", str(one["session"]), "--kill", "--json", daemon=daemon)
+        assert done.returncode == 0, done.stderr
+        assert worker.wait(10 * SLOWER) == -signal.SIGKILL
+    wait_until(lambda: not any(t["used_bytes"] for t in json.loads(
+        ctl("status", "--json", daemon=daemon).stdout)["tiers"]), "every budget is back to zero")
+
+
+def test_evict_nobody(daemon):
+    done = ctl("evict", "4711", daemon=daemon)
+    assert done.returncode == 1 and "no worker with session 4711" in done.stderr
+
+
+# ---- usage and exit codes
+
+
+def test_help():
+    done = ctl("--help")
+    assert done.returncode == 0
+    for word in ("status", "workers", "caches", "plan", "evict", "version", "--runtime-dir", "--json",
+                 "--watch", "--timeout", "--kill", "exit status"):
+        assert word in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("args,text", [
+    ([], "a command is needed"),
+    (["stats"], "command 'stats' is unknown"),
+    (["status", "--fast"], "'--fast' is unknown here"),
+    (["status", "--watch", "0"], "--watch: '0' is not a number from 1 to 86400"),
+    (["workers", "x"], "'x' is unknown here"),
+    (["version", "x"], "'x' is unknown here"),
+    (["evict"], "the worker's SESSION is needed"),
+    (["evict", "none"], "'none' is not a number"),
+    (["plan"], "--shape, or --layers, --kv-heads and --head-dim, or --cache"),
+    (["plan", "--shape", "llama-3-8b"], "--tokens is needed"),
+    (["plan", "--shape", "gpt-9"], "--shape: 'gpt-9' is unknown"),
+    (["plan", "--budget", "1GB"], "--budget: '1GB' is not a size"),
+    (["plan", "--tokens"], "--tokens needs a value"),
+    (["plan", "--rows", "-1"], "--rows: '-1' is not a number"),
+    (["--runtime-dir"], "--runtime-dir needs a value"),
+    (["--timeout", "x", "status"], "--timeout: 'x' is not a number"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_usage(args, text):
+    done = ctl(*args)
+    assert done.returncode == 2 and text in done.stderr and done.stdout == "", done
+
+
+@pytest.mark.parametrize("command", ["status", "workers", "caches", "version"])
+def test_no_daemon(command, tmp_path):
+    done = ctl("--runtime-dir", str(tmp_path), command)
+    assert done.returncode == 3
+    assert "attach.sock: No such file or directory; is kvtierd running" in done.stderr
+
+
+def test_long_runtime_dir():
+    done = ctl("--runtime-dir", "/" + "d" * 200, "status")
+    assert done.returncode == 2 and "at most 107 are possible" in done.stderr
