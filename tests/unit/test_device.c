@@ -23,6 +23,7 @@
 
 static struct {
     bool can_sleep;
+    bool patient;           /* wait has no time limit: who misses a store hangs */
     uint32_t page_delay_us; /* page_added takes so long */
     bool page_refused;
     uint32_t copy_refused; /* atomic: so many copies are refused */
@@ -117,7 +118,7 @@ static void act_wait(struct kvt_driver *d, const struct kvt_counter *const *coun
                      const uint32_t *seen, uint32_t count, uint32_t timeout_us) {
     CU_ASSERT_TRUE(act.can_sleep);
     __atomic_add_fetch(&act.waits, 1, __ATOMIC_RELAXED);
-    cpu->wait(d, counters, seen, count, timeout_us);
+    cpu->wait(d, counters, seen, count, act.patient ? KVT_FUTEX_FOREVER : timeout_us);
 }
 
 static void act_wake(struct kvt_driver *d) {
@@ -294,9 +295,10 @@ static void test_page_refused(void) {
     act.page_refused = true;
     kvt_rig_open(&rig, 1, pages[1]);
     kvt_rig_submit(&rig, fills(1, 1, 1, 100));
+    kvt_rig_submit(&rig, fills(1, 2, 1, 0)); /* would only post */
     bool failed = false;
-    bool completed = false;
-    while (!failed || !completed) {
+    uint32_t completed = 0;
+    while (!failed || completed < 2) {
         struct kvt_device_event e = kvt_rig_event(&rig);
         CU_ASSERT_EQUAL(e.session, 1);
         if (e.kind == KVT_DEVICE_SESSION_FAILED) {
@@ -305,8 +307,8 @@ static void test_page_refused(void) {
             failed = true;
         } else {
             CU_ASSERT_EQUAL_FATAL(e.kind, KVT_DEVICE_COMPLETION);
-            CU_ASSERT_EQUAL(e.completion.status, KVT_FAILED);
-            completed = true;
+            CU_ASSERT_EQUAL(e.completion.status, e.completion.op == 1 ? KVT_FAILED : KVT_DONE);
+            completed++;
         }
     }
     CU_ASSERT_EQUAL(ready(1), 0);
@@ -594,6 +596,8 @@ struct side {
     struct kvt_rig_stream stream;
     struct kvt_control_page *page;
     uint8_t *slots;
+    uint32_t spin_us; /* of the worker */
+    bool dawdles;     /* the worker answers a little later each time */
     uint32_t wrong_pieces;
     uint32_t wrong_events;
     pthread_t worker;
@@ -605,10 +609,13 @@ static void *side_work(void *argument) {
     const struct kvt_rig_stream *s = &x->stream;
     for (uint32_t i = 0; i < s->pieces; i++) {
         uint32_t slot = i % s->slots;
-        kvt_rig_counter_wait(&x->page->ready[slot], KVT_RIG_GENERATION(s, i), 0);
+        kvt_rig_counter_wait(&x->page->ready[slot], KVT_RIG_GENERATION(s, i), x->spin_us);
         x->wrong_pieces +=
             memcmp(x->slots + slot * kvt_rig_slot_bytes(s),
                    x->rig.arena + i % s->distinct * s->piece_bytes, s->piece_bytes) != 0;
+        for (volatile uint32_t turn = 0; x->dawdles && turn < i % 1024;) {
+            turn = turn + 1;
+        }
         kvt_counter_post(&x->page->done[slot], KVT_RIG_GENERATION(s, i));
     }
     kvt_counter_post(&x->page->step, 1);
@@ -662,6 +669,37 @@ static void test_two_devices(void) {
     }
 }
 
+/* The copy thread sleeps after each piece, and nothing but the worker's store wakes it, which comes
+ * at every moment of the way into that sleep. */
+static void test_no_store_is_lost(void) {
+    static struct side x;
+    memset(&act, 0, sizeof(act));
+    act.can_sleep = true;
+    act.patient = true;
+    x = (struct side){.spin_us = 50,
+                      .dawdles = true,
+                      .stream = {.session = 1,
+                                 .extent = 2,
+                                 .slots = 1,
+                                 .pieces = 30000,
+                                 .distinct = 5,
+                                 .piece_bytes = 64}};
+    kvt_rig_start(&x.rig,
+                  &(struct kvt_rig_config){
+                      .ops = &act_ops, .arena_bytes = MIB, .budget_bytes = MIB, .copy_threads = 1});
+    x.page = kvt_rig_page();
+    x.slots = kvt_rig_extent(&x.rig, 2, 4096);
+    CU_ASSERT_EQUAL_FATAL(pthread_create(&x.worker, NULL, side_work, &x), 0);
+    side_loop(&x);
+    pthread_join(x.worker, NULL);
+    CU_ASSERT_EQUAL(x.wrong_pieces, 0);
+    CU_ASSERT_EQUAL(x.wrong_events, 0);
+    CU_ASSERT_TRUE(act.waits > 0);
+    munmap(x.slots, 4096);
+    kvt_rig_page_free(x.page);
+    kvt_rig_stop(&x.rig);
+}
+
 int main(void) {
     CU_TestInfo tests[] = {
         {"one piece", test_one_piece},
@@ -684,6 +722,7 @@ int main(void) {
         {"lost in post", test_lost_in_post},
         {"lost in poll", test_lost_in_poll},
         {"two devices", test_two_devices},
+        {"no store is lost", test_no_store_is_lost},
         CU_TEST_INFO_NULL,
     };
     return kvt_cunit_run("device", tests);

@@ -170,6 +170,13 @@ static void test_memory_files_are_sealed_and_private(void) {
     CU_ASSERT_EQUAL(errno, EPERM);
     CU_ASSERT_EQUAL(ftruncate(fd, (off_t)(4 * MIB)), -1);
     CU_ASSERT_EQUAL(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE), -1);
+    /* Sizes that the kernel would not align by itself. */
+    for (uint64_t bytes = 2 * MIB + 4096; bytes <= 2 * MIB + 16 * 4096; bytes += 4096) {
+        void *p = kvt_memfd_map(fd, bytes);
+        CU_ASSERT_PTR_NOT_NULL_FATAL(p);
+        CU_ASSERT_EQUAL((uintptr_t)p % (2 * MIB), 0);
+        munmap(p, bytes);
+    }
     close(fd);
 }
 
