@@ -136,6 +136,7 @@ static bool layers_are_leaving(const struct kvt_engine *e, const struct session 
     for (uint32_t i = 0; i < e->config.sessions_max; i++) {
         const struct session *s = &e->sessions[i];
         if (s->in_use && !s->hung && s->device == asking->device &&
+            s->schedule.phase == PHASE_NONE &&
             (s->demoting || (s->migration.family != NULL && s->migration.to_host))) {
             return true;
         }

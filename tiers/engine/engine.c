@@ -183,7 +183,7 @@ static void session_empty(struct kvt_engine *e, struct session *s) {
     s->guess.active = false;
     s->migration = (struct migration){0};
     s->ops.base = s->ops.next;
-    s->ops.outstanding = s->ops.guesses = 0;
+    s->ops.outstanding = s->ops.guesses = s->ops.migrates = 0;
     queue_drop(e, s);
     for (uint32_t i = 0; i < e->config.caches_max; i++) {
         if (e->caches[i] != NULL && e->caches[i]->session == session) {
@@ -237,18 +237,21 @@ static void hung_progress(struct kvt_engine *e, struct session *s) {
     }
 }
 
-/* Layers that another session waits for leave between two schedules. */
+/* Layers that another session waits for leave between two schedules; their full blocks before. */
 static void wanted_progress(struct kvt_engine *e, struct session *s) {
     struct family *f;
-    for (uint32_t at = 0; e->wanted_count > 0 && s->schedule.phase == PHASE_NONE &&
-                          s->migration.family == NULL && (f = session_family(e, s, &at)) != NULL;) {
-        if (f->demote_wanted > 0) {
-            f->demote_wanted = 0;
-            e->wanted_count--;
-
-            e->epoch++;
-            (void)demote_layer(e, s, f);
+    for (uint32_t at = 0; e->wanted_count > 0 && (f = session_family(e, s, &at)) != NULL;) {
+        if (f->demote_wanted == 0) {
+            continue;
         }
+        if (s->schedule.phase != PHASE_NONE) {
+            demote_early(e, s, f);
+            continue;
+        }
+        f->demote_wanted = 0;
+        e->wanted_count--;
+        e->epoch++;
+        (void)demote_layer(e, s, f); /* or goes on with what has begun */
     }
 }
 
@@ -378,7 +381,7 @@ void kvt_engine_completion(struct kvt_engine *e, const struct kvt_completion *c)
         step_completion(e, s, r);
     }
     ops_trim(&s->ops);
-    if (s->ops.outstanding == s->ops.guesses || s->schedule.phase != PHASE_OPEN) {
+    if (ops_drained(&s->ops) || s->schedule.phase != PHASE_OPEN) {
         e->epoch += s->queue_count > 0;
         progress(e);
     }

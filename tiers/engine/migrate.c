@@ -63,13 +63,27 @@ static uint32_t block_tokens_of(const struct kvt_engine *e, const struct row *r,
 
 /* ---- copies ----------------------------------------------------------------------------------------------- */
 
-static void segment_copies(const struct kvt_engine *e, const struct family *f, uint32_t l,
-                           bool to_host, struct copy_list *list) {
-    for (const struct group *g = f->groups; g != NULL; g = g->next) {
-        uint64_t taken = (uint64_t)g->taken * e->config.block_tokens;
-        uint64_t k_all = (uint64_t)g->block_count * e->config.block_tokens * f->bytes[l].k;
-        copy_push(list, to_host, g->host[l], g->gpu[l], 0, taken * f->bytes[l].k);
-        copy_push(list, to_host, g->host[l] + k_all, g->gpu[l], k_all, taken * f->bytes[l].v);
+/* Whether a block belongs to this part of the migration: early the full ones, later the rest. */
+static bool block_goes(const struct migration *m, const struct block *b) {
+    return m->early ? b->full && b->refs > 0 : !b->moved;
+}
+
+static void segment_copies(const struct kvt_engine *e, const struct migration *m,
+                           struct copy_list *list) {
+    const struct family *f = m->family;
+    uint32_t l = m->layer;
+    uint64_t k = (uint64_t)e->config.block_tokens * f->bytes[l].k;
+    uint64_t v = (uint64_t)e->config.block_tokens * f->bytes[l].v;
+    for (struct group *g = f->groups; g != NULL; g = g->next) {
+        for (uint32_t i = 0, n; i < g->taken; i += n) {
+            for (n = 0; i + n < g->taken && block_goes(m, &g->blocks[i + n]); n++) {
+                g->blocks[i + n].moved = m->early;
+            }
+            copy_push(list, m->to_host, g->host[l] + i * k, g->gpu[l], i * k, n * k);
+            copy_push(list, m->to_host, g->host[l] + g->block_count * k + i * v, g->gpu[l],
+                      g->block_count * k + i * v, n * v);
+            n += n == 0;
+        }
     }
 }
 
@@ -88,8 +102,9 @@ static void dense_block_copies(const struct kvt_engine *e, const struct cache *c
               v_base + token * bytes->v, tokens * bytes->v);
 }
 
-static void dense_copies(struct kvt_engine *e, const struct family *f, uint32_t l, bool to_host,
-                         struct copy_list *list) {
+static void dense_copies(struct kvt_engine *e, const struct migration *m, struct copy_list *list) {
+    const struct family *f = m->family;
+    uint32_t l = m->layer;
     uint64_t walk = ++e->walk;
     struct cache *c;
     for (uint32_t at = 0; (c = family_cache(e, f, &at)) != NULL;) {
@@ -109,12 +124,13 @@ static void dense_copies(struct kvt_engine *e, const struct family *f, uint32_t 
         for (uint32_t i = 0; i < c->row_count && c->planes != NULL; i++) {
             for (uint32_t b = 0; b < row_blocks(e, &c->rows[i]); b++) {
                 struct block *block = c->rows[i].blocks[b];
-                if (!to_host) { /* every row's plane */
-                    dense_block_copies(e, c, l, &c->rows[i], b, to_host, list);
-                } else if (block->mark == walk &&
+                if (!m->to_host) { /* every row's plane */
+                    dense_block_copies(e, c, l, &c->rows[i], b, false, list);
+                } else if (block->mark == walk && block_goes(m, block) &&
                            block->mark_tokens == block_tokens_of(e, &c->rows[i], b)) {
                     block->mark = copied;
-                    dense_block_copies(e, c, l, &c->rows[i], b, to_host, list);
+                    block->moved = m->early;
+                    dense_block_copies(e, c, l, &c->rows[i], b, true, list);
                 }
             }
         }
@@ -234,6 +250,14 @@ static void migration_flip(struct kvt_engine *e, struct session *s, struct migra
     }
 }
 
+static void moved_forget(struct family *f) {
+    for (struct group *g = f->groups; g != NULL; g = g->next) {
+        for (uint32_t i = 0; i < g->block_count; i++) {
+            g->blocks[i].moved = false;
+        }
+    }
+}
+
 static void migration_end(struct kvt_engine *e, struct session *s, bool flip) {
     struct migration *m = &s->migration;
     if (flip && (m->family->resident[m->layer] == m->to_host)) {
@@ -245,57 +269,107 @@ static void migration_end(struct kvt_engine *e, struct session *s, bool flip) {
         gpu_places_free(e, m->family, m->layer);
         m->family->demoted = false; /* stays where it is; not tried again at every step */
     }
+    moved_forget(m->family);
     e->devices[s->device].changed_ms = e->now_ms;
     e->epoch++;
     *m = (struct migration){0};
 }
 
+/* Submits the copies of what goes now. 0 or a count of operations; -KVT_ENOMEM. */
+static int copies_submit(struct kvt_engine *e, struct session *s) {
+    struct migration *m = &s->migration;
+    struct copy_list list = {0};
+    if (family_is_segment(e, m->family)) {
+        segment_copies(e, m, &list);
+    } else {
+        dense_copies(e, m, &list);
+    }
+    int rc = list.no_memory ? -KVT_ENOMEM : list.count == 0 ? 0 : 1;
+    if (rc == 1 && copy_op_emit(e, s, list.copy, list.count) != 0) {
+        rc = -KVT_ENOMEM;
+    }
+    free(list.copy);
+    return rc;
+}
+
+/* While a schedule is open: full blocks are never written, so they can go already. What fails here
+ * is done later. */
+static void early_progress(struct kvt_engine *e, struct session *s) {
+    struct migration *m = &s->migration;
+    if (!m->early || m->early_submitted || s->schedule.phase != PHASE_OPEN) {
+        return;
+    }
+    int rc = host_places(e, s, m->family, m->layer);
+    if (rc == KVT_WAIT) {
+        return;
+    }
+    m->early_submitted = true;
+    if (rc != KVT_READY || copies_submit(e, s) < 0) {
+        moved_forget(m->family);
+    }
+}
+
 /* Gathers places, then submits the copies. */
 void migrate_progress(struct kvt_engine *e, struct session *s) {
     struct migration *m = &s->migration;
-    if (m->family == NULL || m->submitted || s->schedule.phase != PHASE_NONE ||
-        s->ops.outstanding > 0) { /* a discarded prefetch may still read what will be freed */
+    if (m->family == NULL || m->submitted) {
         return;
     }
+    if (s->schedule.phase != PHASE_NONE) {
+        early_progress(e, s);
+        return;
+    }
+    if (s->ops.outstanding > 0) {
+        return; /* a discarded prefetch may still read what will be freed */
+    }
+    m->early = false;
     dev_pass_begin(e, s);
     int rc =
         m->to_host ? host_places(e, s, m->family, m->layer) : gpu_places(e, s, m->family, m->layer);
     if (rc == KVT_WAIT) {
         return;
     }
-    struct copy_list list = {0};
-    if (rc == KVT_READY && family_is_segment(e, m->family)) {
-        segment_copies(e, m->family, m->layer, m->to_host, &list);
-    } else if (rc == KVT_READY) {
-        dense_copies(e, m->family, m->layer, m->to_host, &list);
+    rc = rc == KVT_READY ? copies_submit(e, s) : rc;
+    if (rc <= 0) {
+        migration_end(e, s, rc == 0);
+        return;
     }
-    if (rc != KVT_READY || list.no_memory) {
-        migration_end(e, s, false);
-    } else if (list.count == 0) {
-        migration_end(e, s, true);
-    } else if (copy_op_emit(e, s, list.copy, list.count) == 0) {
-        m->submitted = true;
-        if (KVT_BROKEN(e->rules, KVT_BREAK_FLIP_BEFORE_COPY)) {
-            migration_flip(e, s, m);
-        }
+    m->submitted = true;
+    if (KVT_BROKEN(e->rules, KVT_BREAK_FLIP_BEFORE_COPY)) {
+        migration_flip(e, s, m);
     }
-    free(list.copy);
 }
 
 void migrate_completion(struct kvt_engine *e, struct session *s, struct op_record *r) {
-    if (s->migration.family == NULL) {
+    struct migration *m = &s->migration;
+    KVT_ASSERT(s->ops.migrates > 0);
+    s->ops.migrates--;
+    if (m->family == NULL) {
         return;
     }
     if (r->status == KVT_DONE) {
         s->counters.migrated_bytes += r->bytes;
-        struct cache *c;
         uint32_t at = 0;
-        c = family_cache(e, s->migration.family, &at);
+        struct cache *c = family_cache(e, m->family, &at);
         if (c != NULL) {
             c->counters.migrated_bytes += r->bytes;
         }
     }
-    migration_end(e, s, r->status == KVT_DONE);
+    if (m->submitted) {
+        migration_end(e, s, r->status == KVT_DONE);
+    } else if (r->status != KVT_DONE) {
+        moved_forget(m->family);
+    }
+}
+
+/* Another session waits for a layer, and this one's schedule is open: a beginning is made. */
+void demote_early(struct kvt_engine *e, struct session *s, struct family *f) {
+    if (s->migration.family != NULL || f->resident_count == 0 || s->schedule.phase != PHASE_OPEN) {
+        return;
+    }
+    s->migration = (struct migration){
+        .family = f, .layer = f->priority[f->resident_count - 1], .to_host = true, .early = true};
+    migrate_progress(e, s);
 }
 
 /* Sends the family's least important resident layer to the host. The session has no open schedule.

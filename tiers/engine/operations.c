@@ -670,6 +670,7 @@ int copy_op_emit(struct kvt_engine *e, struct session *s, const struct kvt_copy 
         program->copies[i] = copies[i];
         bytes += copies[i].bytes;
     }
+    s->ops.migrates++;
     program->op_count = 1;
     program->copy_count = count;
     program->ops[0] = (struct kvt_op){.id = ops_add(&s->ops, ROLE_MIGRATE, 0, 0, bytes),

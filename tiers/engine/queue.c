@@ -152,7 +152,9 @@ static bool is_step(const struct kvt_request *r) {
 static bool must_wait(const struct kvt_engine *e, const struct session *s, uint32_t at) {
     const struct kvt_request *r = &s->queue[at].request;
     const struct schedule *sc = &s->schedule;
-    if (s->migration.family != NULL) {
+    const struct migration *m = &s->migration;
+    const struct cache *c = cache_find(e, r->session, r->cache);
+    if (m->family != NULL && (!m->early || (c != NULL && c->family == m->family))) {
         return true;
     }
     if (sc->phase != PHASE_NONE &&

@@ -98,6 +98,7 @@ struct block {
     uint32_t refs;
     uint16_t index; /* in its group */
     bool full;      /* was ever full: never written again */
+    bool moved;     /* the layer that migrates has it on the host already */
     struct group *group;
     uint64_t mark; /* scratch of one walk: the walk's number */
     uint32_t mark_row;
@@ -215,7 +216,8 @@ struct op_window {
     uint64_t base;     /* smallest id that is kept */
     uint64_t next;     /* id of the next operation */
     uint64_t outstanding;
-    uint64_t guesses; /* of these, fills that no schedule has named yet */
+    uint64_t guesses;  /* of these, fills that no schedule has named yet */
+    uint64_t migrates; /* of these, copies of a migration */
 };
 
 struct slot {
@@ -308,10 +310,9 @@ struct migration {
     struct family *family; /* NULL: none */
     uint32_t layer;
     bool to_host;
-    bool submitted;
-    bool failed;
-    uint32_t ops_left;
-    uint64_t bytes;
+    bool early;           /* to the host, while a schedule is open: full blocks go first */
+    bool early_submitted; /* or could not be */
+    bool submitted;       /* the rest; the layer flips when it is complete */
 };
 
 struct session {
@@ -521,9 +522,14 @@ uint64_t ops_add(struct op_window *w, uint32_t role, uint32_t cache, uint64_t st
 struct op_record *ops_find(const struct op_window *w, uint64_t id);
 void ops_complete(struct op_window *w, struct op_record *r, uint32_t status);
 void ops_trim(struct op_window *w);
+/* Whether nothing is in flight but fills that nobody has named and copies of a migration. */
+static inline bool ops_drained(const struct op_window *w) {
+    return w->outstanding == w->guesses + w->migrates;
+}
 
 /* ---- migrate.c ------------------------------------------------------------------------------------------------ */
 int demote_layer(struct kvt_engine *e, struct session *s, struct family *f);
+void demote_early(struct kvt_engine *e, struct session *s, struct family *f);
 int promote_layer(struct kvt_engine *e, struct session *s, struct family *f);
 void migrate_completion(struct kvt_engine *e, struct session *s, struct op_record *r);
 void migrate_progress(struct kvt_engine *e, struct session *s);

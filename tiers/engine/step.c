@@ -106,7 +106,7 @@ static void schedule_end(struct kvt_engine *e, struct session *s) {
 /* Moves the schedule on, if what it waits for has come. */
 void step_progress(struct kvt_engine *e, struct session *s) {
     struct schedule *sc = &s->schedule;
-    bool drained = s->ops.outstanding == s->ops.guesses;
+    bool drained = ops_drained(&s->ops);
     if (sc->phase == PHASE_OPEN && sc->committed == sc->steps && drained) {
         schedule_end(e, s);
     } else if (sc->phase == PHASE_DRAIN &&
