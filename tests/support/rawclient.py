@@ -16,7 +16,7 @@ WORKER, CONTROL = 1, 2
 SEGMENT, DENSE = 1, 2
 MAJOR, MINOR = 1, 0
 EINVAL, EBUSY, EQUOTA, ENOENT, EPROTO, EVERSION, EPERM, EGONE = 1, 3, 4, 5, 6, 7, 8, 9
-ENOTSUP, ESTATE = 15, 16
+ETOOBIG, ENOTSUP, ESTATE, EEVICTED = 14, 15, 16, 18
 
 HELLO_FORMAT = "<4I 2I Q 4I 16s 64s"
 WELCOME_FORMAT = "<4I 2I Q Q Q 4I 16s 16s 64s 64s 128s"
@@ -120,6 +120,33 @@ class Reply:
         self.body = {field: fields_of(values[0]) for field, values in fields.items() if field >= 10}
 
 
+# ---- ZMTP 3.0, as far as it is needed: a peer that libzmq would not be
+
+ZMTP_GREETING = (b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL" + bytes(16) + b"\x00" +
+                 bytes(31))
+ZMTP_READY = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+ZMTP_MORE, ZMTP_LONG = 1, 2
+
+
+def zmtp_connect(path):
+    """A stream that has shaken hands with the ROUTER as a DEALER."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(5)
+    sock.connect(path)
+    sock.sendall(ZMTP_GREETING + ZMTP_READY)
+    received = b""
+    while b"READY" not in received:
+        part = sock.recv(4096)
+        if not part:
+            raise ConnectionError("the ROUTER does not shake hands")
+        received += part
+    return sock
+
+
+def zmtp_frame(payload, more=False):
+    return struct.pack(">BQ", ZMTP_LONG | (ZMTP_MORE if more else 0), len(payload)) + payload
+
+
 PING, CREATE, CLOSE, STEP, ABORT, ACQUIRE, FORK, CROP = 10, 11, 12, 13, 14, 15, 16, 20
 STATUS, PLAN, EVICT = 30, 31, 32
 
@@ -178,8 +205,14 @@ class Client:
         return Reply(self.dealer.recv())
 
     def ask(self, field, body=b"", timeout_s=None, **options):
-        self.send(self.request(field, body, **options))
-        return self.receive(timeout_s)
+        """Sends, and waits for the reply with that sequence; repeats of others are skipped."""
+        message = self.request(field, body, **options)
+        sequence = fields_of(message).get(1, [0])[0]
+        self.send(message)
+        while True:
+            reply = self.receive(timeout_s)
+            if reply.sequence == sequence:
+                return reply
 
     def ask_patiently(self, field, body=b"", timeout_s=10, every_s=0.2):
         """As the library does: the same message again and again until it is answered."""
