@@ -309,6 +309,15 @@ static void early_progress(struct kvt_engine *e, struct session *s) {
     }
 }
 
+/* What a waiting STEP has gathered, and the prefetch, do not outlive a change of residency. */
+static void family_quiet(struct kvt_engine *e, struct session *s, const struct family *f) {
+    struct cache *c;
+    for (uint32_t at = 0; (c = family_cache(e, f, &at)) != NULL;) {
+        settle_undo(e, c);
+    }
+    guess_discard(e, s, 0);
+}
+
 /* Gathers places, then submits the copies. */
 void migrate_progress(struct kvt_engine *e, struct session *s) {
     struct migration *m = &s->migration;
@@ -319,10 +328,13 @@ void migrate_progress(struct kvt_engine *e, struct session *s) {
         early_progress(e, s);
         return;
     }
+    if (m->early) {
+        m->early = false;
+        family_quiet(e, s, m->family);
+    }
     if (s->ops.outstanding > 0) {
         return; /* a discarded prefetch may still read what will be freed */
     }
-    m->early = false;
     dev_pass_begin(e, s);
     int rc =
         m->to_host ? host_places(e, s, m->family, m->layer) : gpu_places(e, s, m->family, m->layer);
@@ -382,11 +394,7 @@ int demote_layer(struct kvt_engine *e, struct session *s, struct family *f) {
     if (f->resident_count == 0) {
         return KVT_READY;
     }
-    struct cache *c;
-    for (uint32_t at = 0; (c = family_cache(e, f, &at)) != NULL;) {
-        settle_undo(e, c);
-    }
-    guess_discard(e, s, 0);
+    family_quiet(e, s, f);
     s->migration = (struct migration){
         .family = f, .layer = f->priority[f->resident_count - 1], .to_host = true};
     migrate_progress(e, s);

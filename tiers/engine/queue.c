@@ -285,7 +285,7 @@ void request_enter(struct kvt_engine *e, const struct kvt_request *r) {
         return;
     }
     if (r->kind == KVT_REQUEST_ACQUIRE && s->schedule.phase == PHASE_OPEN &&
-        s->schedule.cache->id == r->cache) {
+        s->schedule.committed < s->schedule.steps && s->schedule.cache->id == r->cache) {
         answer_schedule(e, s, r->tag);
         return;
     }

@@ -95,7 +95,7 @@ static void schedule_end(struct kvt_engine *e, struct session *s) {
         s->counters.steps_failed += steps;
         sc->cache->counters.steps_failed += steps;
     }
-    if (sc->answer_abort) {
+    if (sc->answer_abort && !s->hung) {
         (void)answer_push(e, session_index(e, s), sc->abort_tag, 0, sc->cache);
     }
     schedule_close(e, s, !sc->cow_failed && sc->cow_ops_left == 0);
