@@ -277,28 +277,57 @@ static void test_dependencies(void) {
     stop();
 }
 
-/* A dependency that failed or was cancelled is complete; one not submitted yet is not. */
-static void test_dependency_on_what_did_not_happen(void) {
+/* Nothing copies on what a failed copy should have brought; what is submitted later knows. */
+static void test_dependency_on_what_failed(void) {
     start(false, 8, 1000);
     begin(0);
     add(KVT_OP_COPY, 1, 0, 10);
-    add(KVT_OP_WRITEBACK, 2, 0, 10)->generation = 99;
-    struct kvt_op *fill = add_fill(3, 1, 10, 5);
-    dep(fill, 1);
-    dep(fill, 2);
+    dep(add_fill(2, 1, 10, 5), 1);
+    dep(add(KVT_OP_WRITEBACK, 3, 2, 10), 1);
+    dep(add_fill(4, 3, 10, 5), 3);
+    dep(add(KVT_OP_STEP, 5, 0, 0), 1);
     submit();
     kvt_issuer_copied(issuer, expect_copy(1), false);
+    expect_nothing();
     expect_completion(1, KVT_FAILED, 0);
+    expect_completion(2, KVT_CANCELLED, 0);
+    expect_completion(3, KVT_CANCELLED, 0);
+    expect_completion(4, KVT_CANCELLED, 0);
+    expect_completion(5, KVT_DONE, 0);
+    begin(0);
+    dep(add_fill(6, 1, 10, 5), 1);
+    submit();
+    expect_copy(6);
+    stop();
+}
+
+/* A fill that failed brought nothing that others wait for but its slot. */
+static void test_dependency_on_a_fill_that_failed(void) {
+    start(false, 8, 1000);
+    begin(0);
+    add_fill(1, 0, 10, 5);
+    dep(add_fill(2, 0, 10, 6), 1);
+    submit();
+    kvt_issuer_copied(issuer, expect_copy(1), false);
+    expect_copy(2);
+    stop();
+}
+
+/* A dependency that was cancelled is complete; one that is not submitted yet is not. */
+static void test_dependency_on_what_did_not_happen(void) {
+    start(false, 8, 1000);
+    begin(0);
+    add(KVT_OP_WRITEBACK, 2, 0, 10)->generation = 99;
+    dep(add_fill(3, 1, 10, 5), 2);
+    submit();
     expect_nothing();
     kvt_issuer_cancel(issuer, 0, 4);
     expect_nothing();
     kvt_issuer_cancel(issuer, 0, 3); /* cancels the fill, not the write-back */
     expect_completion(3, KVT_CANCELLED, 0);
     begin(0);
-    fill = add_fill(10, 1, 10, 5);
-    dep(fill, 2);
-    fill = add_fill(11, 2, 10, 5);
-    dep(fill, 20);
+    dep(add_fill(10, 1, 10, 5), 2);
+    dep(add_fill(11, 2, 10, 5), 20);
     submit();
     expect_nothing();
     kvt_issuer_cancel(issuer, 0, 11);
@@ -307,6 +336,10 @@ static void test_dependency_on_what_did_not_happen(void) {
     pages[0].done[0].value = 99;
     kvt_issuer_copied(issuer, expect_copy(2), true);
     expect_copy(10);
+    begin(0);
+    dep(add_fill(12, 2, 10, 5), 11);
+    submit();
+    expect_copy(12);
     stop();
 }
 
@@ -687,7 +720,9 @@ int main(void) {
         {"steps compare cyclically", test_step_is_cyclic},
         {"a step needs no room in flight", test_step_in_spite_of_full_flight},
         {"dependencies", test_dependencies},
-        {"dependencies that failed", test_dependency_on_what_did_not_happen},
+        {"dependencies that failed", test_dependency_on_what_failed},
+        {"fills that failed", test_dependency_on_a_fill_that_failed},
+        {"dependencies that did not happen", test_dependency_on_what_did_not_happen},
         {"a closed one holds back its slot only", test_closed_holds_back_none_but_its_slot},
         {"smallest id first", test_smallest_id_first},
         {"cuts and flight", test_cuts_and_flight},
