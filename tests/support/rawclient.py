@@ -246,7 +246,45 @@ class Client:
         finally:
             self.socket.settimeout(self.timeout_s)
 
-    def close(self):
+    def give_back(self):
+        """Says RECLAIMED for every extent that was sent or asked back and not yet read here."""
+        self.socket.setblocking(False)
+        try:
+            while True:
+                packet, fds, _, _ = socket.recv_fds(self.socket, 2048, 8)
+                for fd in fds:
+                    os.close(fd)
+                if not packet:
+                    break
+                kind, = struct.unpack_from("<4xI", packet)
+                if kind in (EXTENT, RECLAIM):
+                    session, extent = struct.unpack_from("<16xII", packet)
+                    self.reclaimed(extent, session)
+        except OSError:
+            pass
+        self.socket.settimeout(self.timeout_s)
+
+    def reclaimed(self, extent, session=None):
+        session = self.welcome.session if session is None else session
+        self.socket.send(struct.pack(RECLAIM_FORMAT, ATTACH_MAGIC, RECLAIMED, 24, 0, session,
+                                     extent))
+
+    def receive_packet(self, kind, timeout_s=None):
+        """The next packet of this kind, as (session, extent); others are passed over."""
+        self.socket.settimeout(timeout_s or self.timeout_s)
+        while True:
+            packet, fds, _, _ = socket.recv_fds(self.socket, 2048, 8)
+            for fd in fds:
+                os.close(fd)
+            if not packet:
+                raise ConnectionError("hung up")
+            if struct.unpack_from("<4xI", packet)[0] == kind:
+                return struct.unpack_from("<16xII", packet)
+
+    def close(self, give_back=True):
+        """give_back False: as one who closes the socket and goes on mapping its extents."""
+        if give_back and self.welcome is not None:
+            self.give_back()
         for fd in self.welcome.fds if self.welcome else []:
             os.close(fd)
         if self.welcome:

@@ -1,0 +1,309 @@
+"""STATUS, PLAN, EVICT: what they say, and to whom.
+
+test: timeout_s=180
+"""
+
+import grp
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from kvtierd import Daemon, wait_until
+from rawclient import (CONTROL, CREATE, EEVICTED, ENOENT, EQUOTA, EVICT, EXTENT, PLAN, RECLAIM, STATUS,
+                       STEP, Client, data, fields_of, number)
+
+OTHER_USER = 65534
+
+
+@pytest.fixture(scope="module", name="daemon")
+def module_daemon():
+    with Daemon() as daemon:
+        yield daemon
+
+
+def layers(count, heads=1, dim=64):
+    return data(1, number(1, 1) + number(2, heads) + number(3, dim) + number(4, dim) +
+                number(5, 2) + number(10, count))
+
+
+def create(client, count=2, name=b"cache", rows=1):
+    reply = client.ask(CREATE, data(1, layers(count) + number(2, 1) + number(4, rows) +
+                                    number(6, 512) + data(10, name)))
+    assert reply.code == 0, reply.text
+    return reply.body[CREATE][1][0]
+
+
+def step(client, cache, tokens):
+    reply = client.ask(STEP, number(1, cache) + number(3, tokens) + number(4, 1))
+    assert reply.code == 0, reply.text
+    return reply.body[STEP]
+
+
+def status(client, devices=0, workers=0, caches=0, offset=0):
+    reply = client.ask(STATUS, number(1, devices) + number(2, workers) + number(3, caches) +
+                       number(4, offset))
+    assert reply.code == 0, reply.text
+    assert len(reply.bytes) <= 65536
+    return reply.body[STATUS]
+
+
+def listed(body, field):
+    return [fields_of(raw) for raw in body.get(field, [])]
+
+
+# ---- STATUS
+
+
+def test_tiers(daemon):
+    with Client(daemon.runtime_dir, role=CONTROL) as control:
+        tiers = listed(status(control, devices=1), 3)
+        assert [tier[1][0] for tier in tiers] == [b"cpu0", b"host"]
+        assert [tier[2][0] for tier in tiers] == [16 << 20, 64 << 20]
+
+
+def test_workers_and_caches(daemon):
+    with Client(daemon.runtime_dir, name=b"alpha") as worker, \
+            Client(daemon.runtime_dir, role=CONTROL) as control:
+        cache = create(worker, 3, b"chat")
+        step(worker, cache, 10)
+        body = status(control, workers=1, caches=1)
+        mine = [w for w in listed(body, 4) if w[1][0] == worker.welcome.session][0]
+        assert mine[2] == [b"alpha"] and mine[4] == [os.getpid()] and mine[6] == [b"cpu0"]
+        assert mine[7] == [b"step"] and mine[10] == [1] and mine[8][0] > 0
+        seen = [c for c in listed(body, 5) if c[1][0] == cache][0]
+        assert seen[3] == [b"chat"] and seen[10] == [b"RRR"]
+        assert 4 not in status(control, caches=1) and 5 not in status(control, workers=1)
+
+
+def test_long_lists_come_in_parts(daemon):
+    with Client(daemon.runtime_dir) as worker, Client(daemon.runtime_dir, role=CONTROL) as control:
+        made = {create(worker, 1000, b"n%04d" % i + b"x" * 50) for i in range(150)}
+        found, offset, parts = [], 0, 0
+        while True:
+            body = status(control, workers=1, caches=1, offset=offset)
+            found += [c[1][0] for c in listed(body, 5) if c[2][0] == worker.welcome.session]
+            parts += 1
+            offset = body.get(6, [0])[0]
+            if not offset:
+                break
+        assert parts > 2
+        assert len(found) == len(set(found)) == 150 and set(found) == made
+        past = status(control, workers=1, caches=1, offset=100000)
+        assert 4 not in past and 5 not in past and 6 not in past
+
+
+# ---- PLAN
+
+
+def test_plan(daemon):
+    with Client(daemon.runtime_dir, role=CONTROL) as control:
+        options = layers(8, heads=8) + number(2, 1) + number(4, 1) + number(6, 1)
+        small = control.ask(PLAN, data(1, options) + number(2, 256) + number(3, 1))
+        assert small.code == 0, small.text
+        assert small.body[PLAN][11] == [b"RRRRRRRR"]
+        large = control.ask(PLAN, data(1, options) + number(2, 2048) + number(3, 1))
+        assert large.code == 0, large.text
+        assert b"S" in large.body[PLAN][11][0] and large.body[PLAN][6][0] > 0
+        vast = control.ask(PLAN, data(1, options) + number(2, 1 << 20) + number(3, 1))
+        assert vast.code == EQUOTA and "budget" in vast.text
+        assert control.ask(PLAN, number(2, 1)).code == 1
+        assert control.ask(PLAN, data(1, options) + number(4, 7)).code == 1
+        assert control.ask(PLAN, number(6, 4242)).code == ENOENT
+
+
+def test_plan_of_a_running_cache(daemon):
+    with Client(daemon.runtime_dir) as worker:
+        cache = create(worker, 3)
+        reply = worker.ask(PLAN, number(6, cache))
+        assert reply.code == 0 and reply.body[PLAN][11] == [b"RRR"], reply.text
+
+
+# ---- EVICT
+
+
+def test_evict_asks_for_the_memory_and_gets_it(daemon):
+    with Client(daemon.runtime_dir) as worker, Client(daemon.runtime_dir, role=CONTROL) as control:
+        cache = create(worker)
+        step(worker, cache, 100)
+        session, extent = worker.receive_packet(EXTENT)
+        assert session == worker.welcome.session
+        reply = control.ask(EVICT, number(1, session))
+        assert reply.code == 0, reply.text
+        assert worker.ask(STEP, number(1, cache) + number(3, 1) + number(4, 1)).code == EEVICTED
+        assert worker.receive_packet(RECLAIM) == (session, extent)
+        worker.reclaimed(extent)
+        worker.give_back()
+
+        def pinned():
+            mine = [w for w in listed(status(control, workers=1), 4)
+                    if w[1][0] == worker.welcome.session]
+            return mine[0].get(8, [0])[0]
+        wait_until(lambda: pinned() == 0, "its device memory is free")
+
+
+def test_who_attaches_again_is_asked_for_what_it_still_maps(daemon):
+    """The socket is closed without a word, the process lives: its memory stays charged until it
+    says, over the socket of a later session, that it does not map it any more."""
+    with Client(daemon.runtime_dir, role=CONTROL) as control:
+        first = Client(daemon.runtime_dir)
+        step(first, create(first), 100)
+        session, extent = first.receive_packet(EXTENT)
+        first.close(give_back=False)
+
+        def orphan():
+            return [w for w in listed(status(control, workers=1), 4) if w[1][0] == session]
+        wait_until(lambda: orphan() and orphan()[0][7] == [b"reclaiming"], "it is an orphan")
+        assert orphan()[0][8][0] > 0
+        process, _ = attached_process(daemon)  # somebody else's word does not count
+        end(process)
+        with Client(daemon.runtime_dir) as second:
+            asked = {second.receive_packet(RECLAIM) for _ in range(1)}
+            assert (session, extent) in asked
+            assert orphan()
+            second.reclaimed(extent, session)
+            second.give_back()
+            wait_until(lambda: not orphan(), "the former session is gone")
+
+
+def attached_process(daemon, user=None):
+    code = ("import sys, time\nfrom rawclient import *\n"
+            f"c = Client({daemon.runtime_dir!r})\n"
+            "layer = number(1, 1) + number(2, 1) + number(3, 64) + number(4, 64) + number(5, 2)\n"
+            "r = c.ask(CREATE, data(1, data(1, layer) + number(2, 1) + number(4, 1) +\n"
+            "                       number(6, 512)))\n"
+            "assert r.code == 0, r.text\n"
+            "r = c.ask(STEP, number(1, r.body[CREATE][1][0]) + number(3, 9) + number(4, 1))\n"
+            "print(c.welcome.session, flush=True)\ntime.sleep(1000)\n")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+                               user=user, extra_groups=None if user is None else [])
+    return process, int(process.stdout.readline())
+
+
+def end(process):
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_evict_a_stopped_worker_and_kill_it(daemon):
+    process, session = attached_process(daemon)
+    try:
+        process.send_signal(signal.SIGSTOP)
+        with Client(daemon.runtime_dir, role=CONTROL) as control:
+            reply = control.ask(EVICT, number(1, session))
+            assert reply.code == 0 and reply.body[EVICT][3][0] > 0  # it still pins this
+            tier = listed(status(control, devices=1), 3)[0]
+            assert tier[4][0] > 0
+            assert process.poll() is None
+            reply = control.ask(EVICT, number(1, session) + number(2, 1))
+            assert reply.code == 0, reply.text
+            assert process.wait(timeout=5) == -signal.SIGKILL
+            wait_until(lambda: 4 not in listed(status(control, devices=1), 3)[0],
+                       "nothing is pinned any more")
+            assert control.ask(EVICT, number(1, session)).code == ENOENT
+    finally:
+        end(process)
+
+
+def test_evict_of_nobody(daemon):
+    with Client(daemon.runtime_dir, role=CONTROL) as control:
+        for session in [0, 4242, control.welcome.session]:
+            reply = control.ask(EVICT, number(1, session))
+            assert reply.code == ENOENT and f"session {session}" in reply.text
+
+
+def test_a_worker_may_evict_itself(daemon):
+    with Client(daemon.runtime_dir) as worker:
+        create(worker)
+        assert worker.ask(EVICT, number(1, worker.welcome.session)).code == 0
+
+
+# ---- who may
+
+
+def as_other_user(groups, function):
+    """What the function returns (text) in a child process of another user."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        text = "nothing"
+        try:
+            os.setgroups(groups)
+            os.setgid(groups[0])
+            os.setuid(OTHER_USER)
+            text = str(function())
+        except BaseException as failure:  # told by the parent
+            text = repr(failure)
+        finally:
+            os.write(writer, text.encode())
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        text = stream.read()
+    os.waitpid(child, 0)
+    return text
+
+
+def look_around(daemon, session, cache):
+    with Client(daemon.runtime_dir, role=CONTROL) as control:
+        body = status(control, devices=1, workers=1, caches=1)
+        evicted = control.ask(EVICT, number(1, session) + number(2, 1))
+        planned = control.ask(PLAN, number(6, cache))
+        return len(body.get(4, [])), len(body.get(5, [])), planned.code, evicted.code
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root may be somebody else")
+@pytest.mark.parametrize("groups, admin", [([65534], False), ([65534, 100], True),
+                                           ([100, 65534], True)])
+def test_others_see_and_evict_their_own_only(groups, admin):
+    sets = {"daemon.socket_group": grp.getgrgid(65534).gr_name,
+            "daemon.admin_group": grp.getgrgid(100).gr_name}
+    with Daemon(sets=sets) as daemon:
+        os.chmod(daemon.directory, 0o755)
+        with Client(daemon.runtime_dir) as worker:
+            cache = create(worker)
+            process, session = attached_process(daemon)
+            try:
+                said = as_other_user(groups, lambda: look_around(daemon, session, cache))
+                assert said == ("(2, 2, 0, 0)" if admin else f"(0, 0, {ENOENT}, {ENOENT})")
+                if not admin:
+                    assert process.poll() is None
+            finally:
+                end(process)
+            worker.ping()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root may be somebody else")
+def test_another_user_gets_nothing():
+    with Daemon() as daemon:
+        os.chmod(daemon.directory, 0o755)
+        for path, kind in [(daemon.attach_path, socket.SOCK_SEQPACKET),
+                           (daemon.front_path, socket.SOCK_STREAM)]:
+            def connect(path=path, kind=kind):
+                with socket.socket(socket.AF_UNIX, kind) as sock:
+                    sock.connect(path)
+            assert "PermissionError" in as_other_user([65534], connect)
+            os.chmod(daemon.runtime_dir, 0o755)  # the socket's own mode holds, too
+            assert "PermissionError" in as_other_user([65534], connect)
+            os.chmod(daemon.runtime_dir, 0o750)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root may be somebody else")
+def test_a_user_sees_its_own():
+    with Daemon(sets={"daemon.socket_group": grp.getgrgid(65534).gr_name}) as daemon:
+        os.chmod(daemon.directory, 0o755)
+
+        def attach_and_look():
+            with Client(daemon.runtime_dir) as worker:
+                cache = create(worker)
+                return look_around(daemon, worker.welcome.session, cache)
+        with Client(daemon.runtime_dir) as worker:
+            create(worker)
+            # It evicts and kills itself at the end: what it would have said is lost with it.
+            assert as_other_user([65534], attach_and_look) == ""
+            worker.ping()
+            wait_until(lambda: len(listed(status(worker, workers=1), 4)) == 1, "it is gone")
