@@ -37,7 +37,7 @@ static bool is_seqpacket(int fd) {
 int main(int argc, char **argv) {
     struct kvt_front_options options = {0};
     uint64_t parent = 0;
-    for (int i = 1; i < argc; i++) {
+    for (int i = 1; i < argc; i += 2) {
         const char *value = i + 1 < argc ? argv[i + 1] : "";
         if (strcmp(argv[i], "--help") == 0) {
             (void)fputs(help, stdout);
@@ -61,7 +61,6 @@ int main(int argc, char **argv) {
                           argv[i], value);
             return KVT_FRONT_EXIT_USAGE;
         }
-        i++;
     }
     if (options.endpoint == NULL || options.memory_bytes == 0 || parent == 0 ||
         !is_seqpacket(KVT_FRONT_PAIR_FD)) {
