@@ -694,7 +694,7 @@ static void test_no_store_is_lost(void) {
     pthread_join(x.worker, NULL);
     CU_ASSERT_EQUAL(x.wrong_pieces, 0);
     CU_ASSERT_EQUAL(x.wrong_events, 0);
-    CU_ASSERT_TRUE(act.waits > 0);
+    CU_ASSERT_TRUE(__atomic_load_n(&act.waits, __ATOMIC_RELAXED) > 0);
     munmap(x.slots, 4096);
     kvt_rig_page_free(x.page);
     kvt_rig_stop(&x.rig);

@@ -27,13 +27,15 @@ struct kvt_host_event {
     char text[KVT_TEXT_BYTES];
 };
 
-/* Refuses politely, naming the numbers, when the budget exceeds the machine's memory or a limit. */
+/* Refuses politely, naming the numbers, when the budget exceeds the machine's memory or a limit
+ * (-KVT_ECONFIG). The address is a multiple of 2 MiB. */
 int kvt_host_start(const struct kvt_host_config *c, struct kvt_host **out, char *text)
     __attribute__((warn_unused_result));
 void kvt_host_stop(struct kvt_host *h);
 void *kvt_host_base(const struct kvt_host *h);
 
-/* Loop thread; page-aligned ranges that do not overlap one under way. -KVT_EBUSY: queue full. */
+/* Loop thread; page-aligned ranges that do not overlap one under way. -KVT_EBUSY: queue full. A
+ * range that could not be brought up (code -KVT_ENOMEM, -KVT_ESYS) holds no memory. */
 int kvt_host_grow(struct kvt_host *h, uint64_t offset, uint64_t bytes)
     __attribute__((warn_unused_result));
 int kvt_host_shrink(struct kvt_host *h, uint64_t offset, uint64_t bytes)

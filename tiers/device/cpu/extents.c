@@ -3,6 +3,9 @@
  * An extent's key is 0 or KEY_LIVE + its id. The copy thread pins first and then reads the key; the
  * control thread takes the key away first and then reads the pins: so an extent that goes away
  * under a copy is noticed by one of the two.
+ *
+ * What sealing cannot prevent: a worker may punch holes into its own extent. Its own bytes are then
+ * zeroes, and the next copy allocates the pages again, inside the same budget.
  */
 #include "tiers/device/cpu/extents.h"
 
