@@ -1,5 +1,5 @@
-/* Bell and futexes: no ring and no store is lost, whoever is faster. A lost one would hang the
- * test: the waits here have no time limit of their own. */
+/* Bell and futexes: no ring and no store is lost, whoever is faster. The waits here have no time limit
+ * of their own, so a lost one hangs until the runner ends it. */
 #include "tests/support/cunit_run.h"
 #include "tiers/host/bell.h"
 #include "tiers/host/futex.h"
