@@ -22,7 +22,7 @@ __attribute__((format(printf, 1, 2), noreturn)) static void die(const char *form
 
 void kvth_checked(struct kvth *h, const char *after) {
     char text[KVT_TEXT_BYTES];
-    if (kvt_engine_check(h->engine, text, sizeof(text)) != 0) {
+    if (!h->unchecked && kvt_engine_check(h->engine, text, sizeof(text)) != 0) {
         die("after %s: %s", after, text);
     }
 }
@@ -298,7 +298,7 @@ static bool issue_one(struct kvth *h, uint32_t device) {
 void kvth_pump(struct kvth *h) {
     for (uint32_t rounds = 0;; rounds++) {
         bool moved = false;
-        if (rounds > 5000000) {
+        if (rounds > 500000) {
             die("it goes on for ever");
         }
         for (uint32_t d = 0; d < h->config.device_count && !moved; d++) {

@@ -123,7 +123,7 @@ struct kvth {
     uint64_t model_ids;     /* likewise, of tokens */
     uint8_t *model_full;    /* [name] was ever full */
     uint64_t model_full_room;
-    bool skip_tables; /* an abort, or a demotion, has made the model's names stale */
+    bool unchecked; /* no kvt_engine_check: its time grows with the square of blocks */
 };
 
 struct kvth_config {
