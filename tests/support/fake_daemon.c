@@ -279,7 +279,7 @@ static void answer_status(Kvt__Reply *r, const Kvt__Request *q) {
     cache_entry.rows = 3;
     cache_entry.layers.data = (uint8_t *)(uintptr_t) "RSI";
     cache_entry.layers.len = 3;
-    counters.to_device_bytes = 4711;
+    counters.to_device_bytes = q->status->offset == 0 ? 1 : 4711;
     cache_entry.counters = &counters;
     status.n_caches = 1;
     status.caches = cache_list;

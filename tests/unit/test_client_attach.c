@@ -48,6 +48,13 @@ static int count_fds(bool inheritable) {
     return n;
 }
 
+static uint32_t count_extents(void) {
+    (void)pthread_mutex_lock(&client->extents.lock);
+    uint32_t n = client->extents.count;
+    (void)pthread_mutex_unlock(&client->extents.lock);
+    return n;
+}
+
 /* ---- the handshake ---------------------------------------------------------------------------- */
 
 static void test_attach_and_ping(void) {
@@ -62,13 +69,17 @@ static void test_attach_and_ping(void) {
     CU_ASSERT_EQUAL(fake.hello.protocol_major, KVT_PROTOCOL_MAJOR);
     CU_ASSERT_EQUAL(kvt_ping(client, &us), 0);
     CU_ASSERT(us > 0 && us < 5e6);
-    CU_ASSERT_EQUAL(kvt_ping(client, NULL), 0);
+    (void)fake_extent(&fake, 7, 4096);
+    for (int i = 0; i < 1000 && count_extents() == 0; i++) {
+        fake_sleep_ms(1);
+    }
+    CU_ASSERT_EQUAL(count_extents(), 1); /* received, not mapped: its descriptor is open */
     CU_ASSERT_EQUAL(count_fds(true), inheritable);
     kvt_detach(client);
     client = NULL;
     fake_sleep_ms(50);
-    /* Of the fake, the connection is closed by its thread some time after. */
-    CU_ASSERT(count_fds(false) <= before + 1);
+    /* Of the fake: its end of the extent, and the connection until its thread has closed it. */
+    CU_ASSERT(count_fds(false) <= before + 2);
     fake_stop(&fake);
 }
 

@@ -46,6 +46,43 @@ static void test_acquire(void) {
     end_test();
 }
 
+/* A layer that a later one reads keeps its slot until that one is committed. */
+static void test_acquire_held(void) {
+    const struct kvt_piece *const *pieces;
+    uint32_t count;
+    begin_test(KVT_DENSE);
+    struct fake_schedule schedule = {
+        .cache = 1,
+        .first_step = 1,
+        .steps_count = 1,
+        .steps = {{.step = 1, .piece_count = 2}},
+        .pieces_count = 2,
+        .pieces = {{.last_reader = 1,
+                    .flags = KVT_PIECE_STREAMED | KVT_PIECE_LAST,
+                    .extent = 100,
+                    .ready = 1,
+                    .done = 1},
+                   {.layer = 1,
+                    .reader = 1,
+                    .last_reader = 1,
+                    .flags = KVT_PIECE_STREAMED | KVT_PIECE_LAST,
+                    .slot = 1,
+                    .extent = 100,
+                    .ready = 1,
+                    .done = 1}},
+    };
+    fake_schedule(&fake, &schedule, 2, 0);
+    post_all(1);
+    CU_ASSERT_EQUAL_FATAL(kvt_acquire(client, cache, 0, 1, &pieces, &count), 0);
+    CU_ASSERT_EQUAL(kvt_commit(client, cache, 0), 0);
+    CU_ASSERT_EQUAL(fake.page->done[0].value, 0);
+    CU_ASSERT_EQUAL_FATAL(kvt_acquire(client, cache, 1, 1, &pieces, &count), 0);
+    CU_ASSERT_EQUAL(kvt_commit(client, cache, 1), 0);
+    CU_ASSERT_EQUAL(fake.page->done[0].value, 1);
+    CU_ASSERT_EQUAL(fake.page->done[1].value, 1);
+    end_test();
+}
+
 static void test_settle(void) {
     pthread_t thread;
     begin_test(KVT_SEGMENT);
@@ -149,10 +186,9 @@ static void test_create(void) {
 }
 
 int main(void) {
-    CU_TestInfo tests[] = {{"acquire", test_acquire},
-                           {"settle", test_settle},
-                           {"edits", test_edits},
-                           {"create", test_create},
-                           CU_TEST_INFO_NULL};
+    CU_TestInfo tests[] = {
+        {"acquire", test_acquire}, {"acquire of a held layer", test_acquire_held},
+        {"settle", test_settle},   {"edits", test_edits},
+        {"create", test_create},   CU_TEST_INFO_NULL};
     return kvt_cunit_run("client calls", tests);
 }

@@ -21,6 +21,9 @@ static void test_bytes(void) {
     CU_ASSERT_EQUAL(kvt_synth_compare(r, 0, TOKENS, 3, KVT_SYNTH_K, BYTES, plane, &expected), -1);
     CU_ASSERT_EQUAL(kvt_synth_compare(r, 7, 3, 3, KVT_SYNTH_K, BYTES, plane + 7 * BYTES, &expected),
                     -1);
+    /* The same content number elsewhere in the row has other bytes. */
+    c.rows[1].ids[1] = r->ids[0];
+    CU_ASSERT(kvt_synth_compare(&c.rows[1], 1, 1, 3, KVT_SYNTH_K, BYTES, plane, &expected) >= 0);
     /* Another layer, plane, row, or the neighbour's place: wrong within the first bytes. */
     CU_ASSERT(kvt_synth_compare(r, 0, 1, 4, KVT_SYNTH_K, BYTES, plane, &expected) >= 0);
     CU_ASSERT(kvt_synth_compare(r, 0, 1, 3, KVT_SYNTH_V, BYTES, plane, &expected) >= 0);
