@@ -68,6 +68,9 @@ static void add_stats(struct sim_stats *total, const struct sim_stats *one) {
     total->checked_bytes += one->checked_bytes;
     total->sessions += one->sessions;
     total->virtual_us += one->virtual_us;
+    total->migrated_bytes += one->migrated_bytes;
+    total->copied_on_write_bytes += one->copied_on_write_bytes;
+    total->discarded_bytes += one->discarded_bytes;
     for (uint32_t f = 0; f < SIM_FAULT_COUNT; f++) {
         total->faults[f] += one->faults[f];
     }
@@ -83,9 +86,12 @@ static void print_stats(const struct sim_stats *s) {
            (ull)s->seeds, (ull)s->events, (double)s->virtual_us / 1e6, (ull)s->sessions,
            (ull)s->requests, (ull)s->refused);
     printf("sim: %llu steps committed, %llu schedules failed, %llu moves, %llu copies of %.1f MB, "
-           "%.1f MB checked\n",
+           "%.1f MB checked; %.1f MB migrated, %.1f MB copied on write, %.1f MB of prefetch "
+           "discarded\n",
            (ull)s->steps_committed, (ull)s->steps_failed, (ull)s->moves, (ull)s->copies,
-           (double)s->copied_bytes / 1e6, (double)s->checked_bytes / 1e6);
+           (double)s->copied_bytes / 1e6, (double)s->checked_bytes / 1e6,
+           (double)s->migrated_bytes / 1e6, (double)s->copied_on_write_bytes / 1e6,
+           (double)s->discarded_bytes / 1e6);
     printf("sim: %llu injected faults:", faults);
     const char *comma = " ";
     for (uint32_t f = 0; f < SIM_FAULT_COUNT; f++) {

@@ -35,6 +35,7 @@ void sim_row_copy(struct sim_row *to, const struct sim_row *from) {
         memcpy(to->ids, from->ids, from->length * sizeof(uint64_t));
     }
     to->length = from->length;
+    to->was_full = from->was_full;
 }
 
 /* ---- bytes ----------------------------------------------------------------------------------- */
@@ -164,6 +165,15 @@ static void cache_fork(struct sim *sim, struct sim_worker *w, struct sim_cache *
     rows_map(to, c, map, count);
 }
 
+static void crop_row(const struct sim *sim, struct sim_row *r, uint32_t keep) {
+    uint32_t block = sim->config.block_tokens;
+    if (keep < r->length) {
+        bool same_block = keep / block == r->length / block;
+        r->was_full = keep % block != 0 && (!same_block || r->was_full);
+        r->length = keep;
+    }
+}
+
 static void edit_rows(struct sim *sim, struct sim_worker *w, struct sim_cache *c,
                       const struct sim_request *r, uint32_t id) {
     uint32_t map[SIM_ROWS_MAX * SIM_ROWS_MAX];
@@ -200,7 +210,7 @@ void sim_model_edit(struct sim *sim, struct sim_worker *w, const struct sim_requ
     case KVT_REQUEST_RESET:
         for (uint32_t i = 0; i < c->row_count; i++) {
             uint32_t keep = r->kind == KVT_REQUEST_RESET ? 0 : r->values[r->count == 1 ? 0 : i];
-            c->rows[i].length = keep < c->rows[i].length ? keep : c->rows[i].length;
+            crop_row(sim, &c->rows[i], keep);
         }
         break;
     default:

@@ -30,6 +30,9 @@ static void random_layers(struct sim *sim, struct sim_cache *c) {
             layer->last_reader = (uint32_t)sim_between(r, l, c->layer_count - 1);
         }
     }
+    if (shared && sim_chance(r, 400)) {
+        c->layers[0].last_reader = c->layer_count - 1; /* held while all others pass */
+    }
 }
 
 static void create(struct sim *sim, struct sim_request *q) {

@@ -347,6 +347,40 @@ static void check_step(struct sim *sim, struct sim_worker *w, uint32_t step) {
     }
 }
 
+/* Tails that were full once must be copied before anything is appended to them: on the host, and by
+ * moves on the device (dense planes are not blocks). */
+static void check_copies(struct sim *sim, struct sim_worker *w) {
+    struct sim_schedule *s = &w->schedule;
+    bool streamed[SIM_LAYERS_MAX] = {false};
+    uint64_t token_bytes[2] = {0}; /* resident, streamed */
+    for (uint32_t i = 0; i < s->steps[0].piece_count; i++) {
+        const struct kvt_sched_piece *p = &s->pieces[s->steps[0].piece_first + i];
+        streamed[p->layer] = (p->flags & KVT_PIECE_STREAMED) != 0;
+    }
+    for (uint32_t l = 0; l < s->cache->layer_count; l++) {
+        token_bytes[streamed[l]] += k_bytes(s, l) + v_bytes(s, l);
+    }
+    uint64_t tokens = 0;
+    for (uint32_t p = 0; p < s->row_count; p++) {
+        struct sim_row *row = &s->cache->rows[s->row[p]];
+        if (s->append[p] > 0 && row->was_full) {
+            tokens += s->length[p] % sim->config.block_tokens;
+            row->was_full = false;
+        }
+    }
+    uint64_t moved = 0;
+    for (uint32_t m = 0; m < s->header.moves_leading; m++) {
+        moved += s->moves[m].bytes;
+    }
+    if (w->kind == KVT_WORKER_SEGMENT && moved < tokens * token_bytes[0]) {
+        sim_fail(sim,
+                 "schedule: %llu tokens of blocks that were full are to be copied, %llu bytes "
+                 "are moved",
+                 (ull)tokens, (ull)moved);
+    }
+    s->need_copied = tokens * token_bytes[1];
+}
+
 static void begin_rows(struct sim *sim, struct sim_worker *w, const struct sim_request *r) {
     struct sim_schedule *s = &w->schedule;
     bool all = r->kind == KVT_REQUEST_ACQUIRE || r->count == 0;
@@ -362,6 +396,15 @@ static void begin_rows(struct sim *sim, struct sim_worker *w, const struct sim_r
             sim->content_next += s->append[p];
         }
     }
+}
+
+static struct kvt_counters counters_of(struct sim *sim, const struct sim_worker *w) {
+    struct kvt_session_info info;
+    uint32_t at = w->session;
+    if (!kvt_engine_session_info(sim->engine, &at, &info) || info.session != w->session) {
+        sim_fail(sim, "session %u is not listed", w->session);
+    }
+    return info.counters;
 }
 
 void sim_schedule_open(struct sim *sim, struct sim_worker *w, const struct sim_request *r,
@@ -388,6 +431,8 @@ void sim_schedule_open(struct sim *sim, struct sim_worker *w, const struct sim_r
         check_step(sim, w, step);
     }
     check_distinct(sim, w);
+    check_copies(sim, w);
+    s->copied_before = counters_of(sim, w).copied_on_write_bytes;
     w->last_step = answer->first_step + answer->steps - 1;
     for (uint32_t i = 0; i < answer->steps; i++) {
         w->to_bytes += s->need_to[i];
@@ -427,13 +472,14 @@ void sim_schedule_intact(struct sim *sim, struct sim_worker *w, uint32_t piece) 
  * committed. After a failure they are whatever they are, and counting begins anew. */
 static void check_counters(struct sim *sim, struct sim_worker *w, uint64_t need_to,
                            uint64_t need_from, uint32_t cache) {
-    struct kvt_session_info session;
     struct kvt_cache_info info;
-    uint32_t at = w->session;
-    if (!kvt_engine_session_info(sim->engine, &at, &session) || session.session != w->session) {
-        sim_fail(sim, "session %u is not listed", w->session);
+    struct kvt_counters counters = counters_of(sim, w);
+    const struct kvt_counters *c = &counters;
+    if (c->copied_on_write_bytes - w->schedule.copied_before < w->schedule.need_copied) {
+        sim_fail(sim, "session %u: %llu bytes copied on write, at least %llu were to be",
+                 w->session, (ull)(c->copied_on_write_bytes - w->schedule.copied_before),
+                 (ull)w->schedule.need_copied);
     }
-    const struct kvt_counters *c = &session.counters;
     if (w->counted &&
         (c->to_device_bytes != w->to_bytes || c->from_device_bytes != w->from_bytes)) {
         sim_fail(sim, "session %u: %llu bytes to the device, %llu from it; needed %llu and %llu",
@@ -443,7 +489,7 @@ static void check_counters(struct sim *sim, struct sim_worker *w, uint64_t need_
     w->counted = true;
     w->to_bytes = c->to_device_bytes;
     w->from_bytes = c->from_device_bytes;
-    for (at = 0; kvt_engine_cache_info(sim->engine, &at, &info);) {
+    for (uint32_t at = 0; kvt_engine_cache_info(sim->engine, &at, &info);) {
         if (info.cache == cache && info.session == w->session &&
             (info.need_to_device_bytes != need_to || info.need_from_device_bytes != need_from)) {
             sim_fail(sim,

@@ -31,7 +31,7 @@ enum {
     SIM_SESSIONS_MAX = 8,
     SIM_WORKERS_MAX = 4, /* processes at one time */
     SIM_CACHES_MAX = 6,  /* of a worker */
-    SIM_LAYERS_MAX = 6,
+    SIM_LAYERS_MAX = 8,
     SIM_ROWS_MAX = 8,
     SIM_REQUESTS_MAX = 6, /* of a worker, not answered */
     SIM_EXTENTS_MAX = 4096,
@@ -157,6 +157,7 @@ struct sim_host {
 struct sim_row {
     uint64_t *ids; /* content of each committed token; owned */
     uint32_t length;
+    bool was_full; /* its last block is not full any more: who appends must get a copy first */
     uint32_t room;
 };
 
@@ -224,6 +225,8 @@ struct sim_schedule {
     uint64_t content[SIM_STEPS_MAX][SIM_ROWS_MAX]; /* id of the first token that it appends */
     uint64_t need_to[SIM_STEPS_MAX];
     uint64_t need_from[SIM_STEPS_MAX];
+    uint64_t need_copied; /* at least so many bytes are copied on write */
+    uint64_t copied_before;
     uint32_t committed; /* steps */
     uint64_t posted;    /* last step that the worker posted; 0: none */
     uint64_t failed;    /* first step that will not commit; 0: none */
@@ -287,6 +290,9 @@ struct sim_stats {
     uint64_t checked_bytes;
     uint64_t sessions;
     uint64_t virtual_us;
+    uint64_t migrated_bytes;
+    uint64_t copied_on_write_bytes;
+    uint64_t discarded_bytes;
     uint64_t faults[SIM_FAULT_COUNT];
 };
 

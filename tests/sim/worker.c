@@ -112,6 +112,16 @@ void sim_worker_free(struct sim *sim, struct sim_worker *w) {
 
 /* ---- the end --------------------------------------------------------------------------------- */
 
+static void add_counters(struct sim *sim, const struct sim_worker *w) {
+    struct kvt_session_info info;
+    uint32_t at = w->session;
+    if (kvt_engine_session_info(sim->engine, &at, &info) && info.session == w->session) {
+        sim->stats.migrated_bytes += info.counters.migrated_bytes;
+        sim->stats.copied_on_write_bytes += info.counters.copied_on_write_bytes;
+        sim->stats.discarded_bytes += info.counters.prefetch_discarded_bytes;
+    }
+}
+
 static void on_hangup(struct sim *sim, void *object, uint64_t value) {
     struct sim_worker *w = object;
     if (!w->attached) {
@@ -131,6 +141,7 @@ static void on_dead(struct sim *sim, void *object, uint64_t value) {
         return;
     }
     sim_trace(sim, "session %u: dead", w->session);
+    add_counters(sim, w);
     sim_clock(sim);
     w->process = SIM_GONE;
     w->attached = false;

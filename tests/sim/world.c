@@ -195,7 +195,7 @@ static void choose_faults(struct sim *sim) {
         [SIM_EXTENT_REFUSED] = 60, [SIM_EXTENT_DELAYED] = 200, [SIM_HOST_REFUSED] = 60,
         [SIM_HOST_DELAYED] = 200,  [SIM_RECLAIM_LATE] = 300,   [SIM_RECLAIM_NEVER] = 150,
         [SIM_KILLED] = 30,         [SIM_HUNG_UP] = 15,         [SIM_HUNG] = 20,
-        [SIM_LIED] = 300,          [SIM_ABORTED] = 150,        [SIM_INVALID] = 60,
+        [SIM_LIED] = 300,          [SIM_ABORTED] = 500,        [SIM_INVALID] = 60,
         [SIM_EVICTED] = 10,        [SIM_DEVICE_LOST] = 2,
     };
     struct sim_random *r = &sim->random;
