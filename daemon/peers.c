@@ -159,6 +159,8 @@ void kvt_session_send_reply(struct kvt_session *s, const struct kvt_identity *to
 
 void kvt_session_send_extent(struct kvt_session *s, const struct kvt_attach_extent *packet,
                              int fd) {
+    kvt_log(KVT_LOG_DEBUG, "session %u: extent %u, %llu bytes, is sent", s->id, packet->extent,
+            (unsigned long long)packet->bytes);
     s->extents_out++;
     send_packet(s, packet, sizeof(*packet), fd);
 }
@@ -193,6 +195,10 @@ void kvt_session_send_reclaim(struct kvt_session *s, uint32_t extent) {
         .extent = extent,
     };
     struct kvt_session *way = way_to(s);
+    kvt_log(KVT_LOG_DEBUG, "session %u: extent %u is asked back%s", s->id, extent,
+            way == s      ? ""
+            : way != NULL ? " over a later session"
+                          : ", once its process attaches again");
     if (way != NULL) {
         send_packet(way, &packet, sizeof(packet), -1);
     }
@@ -231,6 +237,7 @@ static void reclaimed(struct kvt_session *s, const struct kvt_attach_reclaim *pa
                 packet->extent, packet->session);
         return;
     }
+    kvt_log(KVT_LOG_DEBUG, "session %u: extent %u is given back", owner->id, packet->extent);
     e->out = false;
     kvt_engine_extent_reclaimed(d->engine, (uint32_t)owner->engine, packet->extent);
     kvt_session_extent_back(owner);

@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from kvtierd import Daemon, wait_until
-from rawclient import (CONTROL, CREATE, EEVICTED, ENOENT, EQUOTA, EVICT, EXTENT, PLAN, RECLAIM, STATUS,
+from rawclient import (CONTROL, CREATE, EEVICTED, ENOENT, EQUOTA, EVICT, PLAN, STATUS,
                        STEP, Client, data, fields_of, number)
 
 OTHER_USER = 65534
@@ -128,20 +128,26 @@ def test_plan_of_a_running_cache(daemon):
 def test_evict_asks_for_the_memory_and_gets_it(daemon):
     with Client(daemon.runtime_dir) as worker, Client(daemon.runtime_dir, role=CONTROL) as control:
         cache = create(worker)
-        step(worker, cache, 100)
-        session, extent = worker.receive_packet(EXTENT)
-        assert session == worker.welcome.session
-        reply = control.ask(EVICT, number(1, session))
-        assert reply.code == 0, reply.text
-        assert worker.ask(STEP, number(1, cache) + number(3, 1) + number(4, 1)).code == EEVICTED
-        assert worker.receive_packet(RECLAIM) == (session, extent)
-        worker.reclaimed(extent)
-        worker.give_back()
+        first_step = step(worker, cache, 100)[2][0]
 
         def pinned():
             mine = [w for w in listed(status(control, workers=1), 4)
                     if w[1][0] == worker.welcome.session]
             return mine[0].get(8, [0])[0]
+
+        session = worker.welcome.session
+        sent, asked = worker.take_extents()
+        mapped = sent - asked
+        assert mapped and {owner for owner, _ in mapped} == {session}
+        reply = control.ask(EVICT, number(1, session))
+        assert reply.code == 0, reply.text
+        assert worker.ask(STEP, number(1, cache) + number(3, 1) + number(4, 1)).code == EEVICTED
+        worker.post_step(first_step)
+        _, asked = worker.take_extents(answer=False)
+        assert asked == mapped
+        assert pinned() > 0
+        for _, extent in asked:
+            worker.reclaimed(extent)
         wait_until(lambda: pinned() == 0, "its device memory is free")
 
 
@@ -151,7 +157,9 @@ def test_who_attaches_again_is_asked_for_what_it_still_maps(daemon):
     with Client(daemon.runtime_dir, role=CONTROL) as control:
         first = Client(daemon.runtime_dir)
         step(first, create(first), 100)
-        session, extent = first.receive_packet(EXTENT)
+        session = first.welcome.session
+        sent, asked = first.take_extents()
+        mapped = sent - asked
         first.close(give_back=False)
 
         def orphan():
@@ -161,11 +169,11 @@ def test_who_attaches_again_is_asked_for_what_it_still_maps(daemon):
         process, _ = attached_process(daemon)  # somebody else's word does not count
         end(process)
         with Client(daemon.runtime_dir) as second:
-            asked = {second.receive_packet(RECLAIM) for _ in range(1)}
-            assert (session, extent) in asked
-            assert orphan()
-            second.reclaimed(extent, session)
-            second.give_back()
+            _, asked = second.take_extents(answer=False)
+            assert mapped and asked == mapped
+            for _, extent in mapped:
+                assert orphan()
+                second.reclaimed(extent, session)
             wait_until(lambda: not orphan(), "the former session is gone")
 
 
@@ -263,7 +271,7 @@ def test_others_see_and_evict_their_own_only(groups, admin):
     sets = {"daemon.socket_group": grp.getgrgid(65534).gr_name,
             "daemon.admin_group": grp.getgrgid(100).gr_name}
     with Daemon(sets=sets) as daemon:
-        os.chmod(daemon.directory, 0o755)
+        daemon.open_to_others()
         with Client(daemon.runtime_dir) as worker:
             cache = create(worker)
             process, session = attached_process(daemon)
@@ -280,7 +288,7 @@ def test_others_see_and_evict_their_own_only(groups, admin):
 @pytest.mark.skipif(os.geteuid() != 0, reason="root may be somebody else")
 def test_another_user_gets_nothing():
     with Daemon() as daemon:
-        os.chmod(daemon.directory, 0o755)
+        daemon.open_to_others()
         for path, kind in [(daemon.attach_path, socket.SOCK_SEQPACKET),
                            (daemon.front_path, socket.SOCK_STREAM)]:
             def connect(path=path, kind=kind):
@@ -295,7 +303,7 @@ def test_another_user_gets_nothing():
 @pytest.mark.skipif(os.geteuid() != 0, reason="root may be somebody else")
 def test_a_user_sees_its_own():
     with Daemon(sets={"daemon.socket_group": grp.getgrgid(65534).gr_name}) as daemon:
-        os.chmod(daemon.directory, 0o755)
+        daemon.open_to_others()
 
         def attach_and_look():
             with Client(daemon.runtime_dir) as worker:

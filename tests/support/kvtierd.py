@@ -57,6 +57,7 @@ class Daemon:
         self.user = user  # a uid to run as, for a test that runs as root
         if user is not None:
             os.chown(self.directory, user, -1)
+            self.open_to_others()
         self.process = None
         self.lines = []
         self.reader = None
@@ -66,6 +67,15 @@ class Daemon:
             except BaseException:
                 self.close(check=False)
                 raise
+
+    def open_to_others(self):
+        """Lets other users pass through the folders above the runtime directory."""
+        folder = self.directory
+        while folder != "/":
+            mode = os.stat(folder).st_mode
+            if not mode & 0o001:
+                os.chmod(folder, mode | 0o011)
+            folder = os.path.dirname(folder)
 
     # ---- life
 

@@ -3,6 +3,7 @@ control messages (proto/kvtier.proto), right or wrong as a test wants them. No l
 used, so that what is tested is the daemon.
 """
 
+import mmap
 import os
 import socket
 import struct
@@ -246,6 +247,13 @@ class Client:
         finally:
             self.socket.settimeout(self.timeout_s)
 
+    def post_step(self, step):
+        """Posts `step` on the control page, as one who has ended that step."""
+        with mmap.mmap(self.welcome.fds[0], self.welcome.page_bytes) as page:
+            page[64:72] = struct.pack("<Q", step)
+            wake, = struct.unpack_from("<I", page, 72)
+            page[72:76] = struct.pack("<I", wake + 1 & 0xFFFFFFFF)
+
     def give_back(self):
         """Says RECLAIMED for every extent that was sent or asked back and not yet read here."""
         self.socket.setblocking(False)
@@ -269,17 +277,27 @@ class Client:
         self.socket.send(struct.pack(RECLAIM_FORMAT, ATTACH_MAGIC, RECLAIMED, 24, 0, session,
                                      extent))
 
-    def receive_packet(self, kind, timeout_s=None):
-        """The next packet of this kind, as (session, extent); others are passed over."""
-        self.socket.settimeout(timeout_s or self.timeout_s)
-        while True:
-            packet, fds, _, _ = socket.recv_fds(self.socket, 2048, 8)
-            for fd in fds:
-                os.close(fd)
-            if not packet:
-                raise ConnectionError("hung up")
-            if struct.unpack_from("<4xI", packet)[0] == kind:
-                return struct.unpack_from("<16xII", packet)
+    def take_extents(self, answer=True, quiet_s=0.3):
+        """Reads until it is quiet. Returns what was sent and what was asked back, two sets of
+        (session, extent); with `answer` each is given back when it is asked for."""
+        sent, asked = set(), set()
+        self.socket.settimeout(quiet_s)
+        try:
+            while True:
+                packet, fds, _, _ = socket.recv_fds(self.socket, 2048, 8)
+                for fd in fds:
+                    os.close(fd)
+                if not packet:
+                    raise ConnectionError("hung up")
+                kind, = struct.unpack_from("<4xI", packet)
+                session, extent = struct.unpack_from("<16xII", packet)
+                (sent if kind == EXTENT else asked).add((session, extent))
+                if kind == RECLAIM and answer:
+                    self.reclaimed(extent, session)
+        except TimeoutError:
+            return sent, asked
+        finally:
+            self.socket.settimeout(self.timeout_s)
 
     def close(self, give_back=True):
         """give_back False: as one who closes the socket and goes on mapping its extents."""
