@@ -17,7 +17,7 @@ SYSCONFDIR ?= /etc
 
 INSTALL := install
 DAEMON_PROGRAMS := $(filter %/kvtierd %/kvtierd-front,$(PROGRAMS))
-USER_PROGRAMS := $(filter %/kvtierctl %/kvtier-run,$(PROGRAMS))
+USER_PROGRAMS := $(filter %/kvtierctl %/kvtier-run %/kvtier-synth,$(PROGRAMS))
 
 .PHONY: install
 install: all

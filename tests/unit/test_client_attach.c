@@ -402,6 +402,27 @@ static void test_replies(void) {
     detach_and_stop();
 }
 
+static void test_two_daemons(void) {
+    static struct fake_daemon second;
+    struct kvt_client *other;
+    fake_start(&fake);
+    fake_start(&second);
+    FAKE_SET(&second, second.welcome.token[0] ^= 1);
+    CU_ASSERT_EQUAL_FATAL(attach(0, 0), 0);
+    struct kvt_attach_options o = {.runtime_dir = second.dir, .worker = KVT_DENSE};
+    CU_ASSERT_EQUAL_FATAL(kvt_attach(&o, &other), 0);
+    CU_ASSERT_EQUAL(kvt_ping(other, NULL), 0);
+    CU_ASSERT_EQUAL(kvt_ping(client, NULL), 0);
+    fake_hangup(&fake);
+    CU_ASSERT(soon_gone());
+    CU_ASSERT_EQUAL(kvt_ping(client, NULL), -KVT_EGONE);
+    CU_ASSERT_EQUAL(kvt_ping(other, NULL), 0);
+    CU_ASSERT_STRING_EQUAL(kvt_error_message(other), "");
+    kvt_detach(other);
+    fake_stop(&second);
+    detach_and_stop();
+}
+
 /* A child has no mappings and must not speak for its parent. */
 static void test_fork(void) {
     int status = -1;
@@ -439,6 +460,7 @@ int main(void) {
                            {"hang-up ends a request", test_hangup_ends_request},
                            {"another epoch", test_other_epoch},
                            {"replies", test_replies},
+                           {"two daemons", test_two_daemons},
                            {"fork", test_fork},
                            CU_TEST_INFO_NULL};
     return kvt_cunit_run("client attach", tests);
