@@ -94,6 +94,13 @@ static struct session *idle_victim(struct kvt_engine *e, const struct session *a
     return oldest;
 }
 
+/* Whether streaming a layer of it can save device memory. A dense worker's slots are as large as its
+ * layers: three of these in three slots save nothing. */
+static bool family_may_shrink(const struct kvt_engine *e, const struct family *f) {
+    return !f->is_static && f->resident_count > 0 && f->gpu_bytes > 0 &&
+           (family_is_segment(e, f) || f->layer_count > 3);
+}
+
 /* The family on the device that has most resident bytes and may lose a layer: of sessions between
  * schedules, or (open) of those in one that were not asked yet. */
 static struct family *fattest_family(struct kvt_engine *e, const struct session *asking,
@@ -107,8 +114,8 @@ static struct family *fattest_family(struct kvt_engine *e, const struct session 
         }
         struct family *f;
         for (uint32_t at = 0; (f = session_family(e, s, &at)) != NULL;) {
-            if (!f->is_static && f->resident_count > 0 && f->gpu_bytes > 0 &&
-                f->demote_wanted == 0 && (fattest == NULL || f->gpu_bytes > fattest->gpu_bytes)) {
+            if (family_may_shrink(e, f) && f->demote_wanted == 0 &&
+                (fattest == NULL || f->gpu_bytes > fattest->gpu_bytes)) {
                 fattest = f;
             }
         }
@@ -174,7 +181,7 @@ int memory_take(struct kvt_engine *e, struct session *s, struct cache *c, const 
         say_why(e, s, what, text);
         return -KVT_EQUOTA;
     }
-    if (layers_are_leaving(e, s)) {
+    if (own_empty_give_back(e, s) || layers_are_leaving(e, s)) {
         return KVT_WAIT;
     }
     uint32_t tier = e->short_tier;

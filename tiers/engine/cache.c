@@ -40,6 +40,17 @@ uint64_t planes_layer_bytes(const struct planes *p, uint32_t layer) {
 int planes_alloc(struct kvt_engine *e, struct planes *p) {
     struct family *f = p->family;
     struct session *s = &e->sessions[f->session];
+    uint64_t bytes = 0;
+    bool any = false;
+    for (uint32_t l = 0; l < f->layer_count; l++) {
+        bytes +=
+            f->resident[l] ? (planes_layer_bytes(p, l) / KVT_ALIGN_BYTES + 1) * KVT_ALIGN_BYTES : 0;
+        bytes = bytes < KVT_BYTES_HUGE ? bytes : KVT_BYTES_HUGE;
+        any |= p->place[l].extent != 0;
+    }
+    if (!any && dev_reserve(e, s, bytes) == KVT_WAIT) {
+        return KVT_WAIT;
+    }
     int result = KVT_READY;
     for (uint32_t l = 0; l < f->layer_count && result >= 0; l++) {
         if (!f->resident[l] || p->place[l].extent != 0) {

@@ -133,17 +133,21 @@ static void extent_give_back(struct kvt_engine *e, struct extent *x) {
     }
 }
 
-/* Empty extents of the session itself, none of which is large enough: their budget is. */
-static bool own_empty_give_back(struct kvt_engine *e, struct session *s) {
+/* Gives back empty extents of the session itself, none of which is large enough: their budget is. A
+ * few times a request: what cannot fit must not go round for ever. */
+bool own_empty_give_back(struct kvt_engine *e, struct session *s) {
     bool any = false;
-    for (uint32_t i = 1; i < e->extent_top && !e->chaining; i++) {
+    if (e->chaining || s->give_backs_left == 0 || s->schedule.moved_in_place) {
+        return false;
+    }
+    for (uint32_t i = 1; i < e->extent_top; i++) {
         struct extent *x = &e->extents[i];
-        if (x->state == EXTENT_LIVE && x->session == session_index(e, s) && x->live_bytes == 0 &&
-            !s->schedule.moved_in_place) {
+        if (x->state == EXTENT_LIVE && x->session == session_index(e, s) && x->live_bytes == 0) {
             extent_give_back(e, x);
             any = true;
         }
     }
+    s->give_backs_left -= any;
     return any;
 }
 
@@ -198,6 +202,24 @@ int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct de
     e->short_tier = KVT_TIER_GPU;
     e->short_bytes = bytes;
     return -KVT_EQUOTA;
+}
+
+/* One extent for several places that will be allocated next, so that they can trade places later.
+ * KVT_READY: there is one, or it cannot be had and they go wherever there is room. */
+int dev_reserve(struct kvt_engine *e, struct session *s, uint64_t bytes) {
+    const struct device *d = &e->devices[s->device];
+    struct dev_place whole;
+    if (bytes > d->config.budget_bytes || dev_alloc_live(e, s, bytes, &whole) == KVT_READY) {
+        if (bytes <= d->config.budget_bytes) {
+            dev_free(e, whole, bytes);
+        }
+        return KVT_READY;
+    }
+    uint64_t want = round_up(bytes, d->config.granule_bytes);
+    if (s->extents_creating > 0 || want > dev_available(e, s)) {
+        return s->extents_creating > 0 ? KVT_WAIT : KVT_READY;
+    }
+    return extent_create(e, s, want) == 0 ? KVT_WAIT : KVT_READY;
 }
 
 void dev_free(struct kvt_engine *e, struct dev_place place, uint64_t bytes) {

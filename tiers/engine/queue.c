@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define GIVE_BACKS_MAX 6u
+
 static void pending_free(struct pending *p) {
     free(p->layout);
     free(p->rows);
@@ -197,6 +199,7 @@ void queue_progress(struct kvt_engine *e, struct session *s) {
         if (!p->started) { /* each request asks once more what there is */
             e->host.full = false;
             e->devices[s->device].full = false;
+            s->give_backs_left = GIVE_BACKS_MAX;
         }
         char text[KVT_TEXT_BYTES] = "";
         uint64_t epoch = e->epoch; /* what happens from here on is a reason to try again */

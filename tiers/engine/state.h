@@ -343,9 +343,10 @@ struct session {
     struct pending queue[KVT_REQUESTS_MAX];
     uint32_t queue_count;
     struct migration migration;
-    bool demoting;      /* idle: another session wants its memory */
-    bool demote_failed; /* and it could not be done; tried again after its next step */
-    bool settling;      /* a request has begun to gather memory: empty extents stay */
+    bool demoting;            /* idle: another session wants its memory */
+    bool demote_failed;       /* and it could not be done; tried again after its next step */
+    uint32_t give_backs_left; /* of its own empty extents, in one request */
+    bool settling;            /* a request has begun to gather memory: empty extents stay */
     uint32_t cache_count;
     uint32_t extents_creating;
     uint64_t creating_bytes; /* of these; claimed during one settling pass */
@@ -407,6 +408,8 @@ struct cache *cache_find(const struct kvt_engine *e, uint32_t session, uint32_t 
 
 /* ---- memory.c: extents and host memory --------------------------------------------------------------- */
 void dev_pass_begin(struct kvt_engine *e, struct session *s);
+int dev_reserve(struct kvt_engine *e, struct session *s, uint64_t bytes);
+bool own_empty_give_back(struct kvt_engine *e, struct session *s);
 int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct dev_place *out);
 void dev_take(struct kvt_engine *e, struct dev_place place, uint64_t bytes);
 void dev_free(struct kvt_engine *e, struct dev_place place, uint64_t bytes);
