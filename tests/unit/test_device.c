@@ -1,7 +1,8 @@
 /* The device: order of a session's life, events that do not fit, two devices at once, and a driver
- * that is slow, refuses, or is lost. A driver made of the cpu driver and a few switches plays that
- * part. Workers as processes of their own are in test_device_worker.c. */
+ * that is slow, refuses, or is lost, played by act_driver.h. Workers that are processes of their own
+ * are in test_device_worker.c. */
 #include "proto/errors.h"
+#include "tests/support/act_driver.h"
 #include "tests/support/cunit_run.h"
 #include "tests/support/device_rig.h"
 #include "tiers/device/counter.h"
@@ -19,128 +20,10 @@
 
 #define MIB (UINT64_C(1) << 20)
 
-/* ---- the driver with switches ------------------------------------------------------------------ */
-
-static struct {
-    bool can_sleep;
-    bool patient;           /* wait has no time limit: who misses a store hangs */
-    uint32_t page_delay_us; /* page_added takes so long */
-    bool page_refused;
-    uint32_t copy_refused; /* atomic: so many copies are refused */
-    bool copy_lost;        /* atomic */
-    bool post_lost;        /* atomic */
-    bool poll_lost;        /* atomic */
-    uint32_t waits;        /* atomic: calls of wait */
-    uint32_t pages;        /* atomic: added and not removed */
-    uint32_t closed;
-    bool hold; /* atomic: extent_create waits */
-} act;
-
-static const struct kvt_driver_ops *const cpu = &kvt_cpu_driver_ops;
-
 static void pause_us(uint32_t us) {
     struct timespec t = {.tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000L};
     nanosleep(&t, NULL);
 }
-
-static int act_open(const struct kvt_driver_config *c, struct kvt_driver **out,
-                    struct kvt_driver_info *info, char *text) {
-    int rc = cpu->open(c, out, info, text);
-    info->can_sleep = act.can_sleep;
-    return rc;
-}
-
-static void act_close(struct kvt_driver *d) {
-    act.closed++;
-    cpu->close(d);
-}
-
-static int act_extent_create(struct kvt_driver *d, uint32_t extent, uint64_t bytes,
-                             struct kvt_export *out, char *text) {
-    while (__atomic_load_n(&act.hold, __ATOMIC_ACQUIRE)) {
-        pause_us(100);
-    }
-    return cpu->extent_create(d, extent, bytes, out, text);
-}
-
-static int act_extent_destroy(struct kvt_driver *d, uint32_t extent, char *text) {
-    return cpu->extent_destroy(d, extent, text);
-}
-
-static int act_host_added(struct kvt_driver *d, uint64_t offset, uint64_t bytes, char *text) {
-    return cpu->host_added(d, offset, bytes, text);
-}
-
-static int act_host_removed(struct kvt_driver *d, uint64_t offset, uint64_t bytes, char *text) {
-    return cpu->host_removed(d, offset, bytes, text);
-}
-
-static int act_page_added(struct kvt_driver *d, uint32_t session, struct kvt_control_page *page,
-                          char *text) {
-    pause_us(act.page_delay_us);
-    if (act.page_refused) {
-        snprintf(text, KVT_TEXT_BYTES, "no page today");
-        return -KVT_EDEVICE;
-    }
-    __atomic_add_fetch(&act.pages, 1, __ATOMIC_RELAXED);
-    return cpu->page_added(d, session, page, text);
-}
-
-static void act_page_removed(struct kvt_driver *d, uint32_t session) {
-    __atomic_sub_fetch(&act.pages, 1, __ATOMIC_RELAXED);
-    cpu->page_removed(d, session);
-}
-
-static int act_copy(struct kvt_driver *d, uint32_t stream, const struct kvt_copy *c, uint32_t tag) {
-    if (__atomic_load_n(&act.copy_lost, __ATOMIC_RELAXED)) {
-        return -KVT_EDEVICE;
-    }
-    if (__atomic_load_n(&act.copy_refused, __ATOMIC_RELAXED) > 0) {
-        __atomic_sub_fetch(&act.copy_refused, 1, __ATOMIC_RELAXED);
-        return -KVT_EINVAL;
-    }
-    return cpu->copy(d, stream, c, tag);
-}
-
-static int act_post(struct kvt_driver *d, uint32_t stream, uint32_t session, uint32_t slot,
-                    uint64_t value) {
-    return __atomic_load_n(&act.post_lost, __ATOMIC_RELAXED)
-               ? -KVT_EDEVICE
-               : cpu->post(d, stream, session, slot, value);
-}
-
-static int act_poll(struct kvt_driver *d, uint32_t *tags, bool *ok, uint32_t max) {
-    return __atomic_load_n(&act.poll_lost, __ATOMIC_RELAXED) ? -KVT_EDEVICE
-                                                             : cpu->poll(d, tags, ok, max);
-}
-
-static void act_wait(struct kvt_driver *d, const struct kvt_counter *const *counters,
-                     const uint32_t *seen, uint32_t count, uint32_t timeout_us) {
-    CU_ASSERT_TRUE(act.can_sleep);
-    __atomic_add_fetch(&act.waits, 1, __ATOMIC_RELAXED);
-    cpu->wait(d, counters, seen, count, act.patient ? KVT_FUTEX_FOREVER : timeout_us);
-}
-
-static void act_wake(struct kvt_driver *d) {
-    CU_ASSERT_TRUE(act.can_sleep);
-    cpu->wake(d);
-}
-
-static const struct kvt_driver_ops act_ops = {.abi = KVT_DRIVER_ABI,
-                                              .name = "act",
-                                              .open = act_open,
-                                              .close = act_close,
-                                              .extent_create = act_extent_create,
-                                              .extent_destroy = act_extent_destroy,
-                                              .host_added = act_host_added,
-                                              .host_removed = act_host_removed,
-                                              .page_added = act_page_added,
-                                              .page_removed = act_page_removed,
-                                              .copy = act_copy,
-                                              .post = act_post,
-                                              .poll = act_poll,
-                                              .wait = act_wait,
-                                              .wake = act_wake};
 
 /* ---- a device with one extent ------------------------------------------------------------------ */
 
@@ -150,7 +33,7 @@ static uint8_t *extent;
 static struct kvt_control_page *pages[SESSIONS];
 
 static void start_config(struct kvt_rig_config config) {
-    config.ops = config.ops ? config.ops : &act_ops;
+    config.ops = config.ops ? config.ops : &kvt_act_driver_ops;
     config.arena_bytes = config.arena_bytes ? config.arena_bytes : 8 * MIB;
     config.budget_bytes = 16 * MIB;
     config.sessions_max = SESSIONS;
@@ -162,8 +45,8 @@ static void start_config(struct kvt_rig_config config) {
 }
 
 static void start(void) {
-    memset(&act, 0, sizeof(act));
-    act.can_sleep = true;
+    memset(&kvt_act, 0, sizeof(kvt_act));
+    kvt_act.can_sleep = true;
     start_config((struct kvt_rig_config){.copy_threads = 1, .spin_us = 10});
 }
 
@@ -237,22 +120,22 @@ static void one_piece(void) {
 static void test_one_piece(void) {
     start();
     one_piece();
-    CU_ASSERT_EQUAL(act.pages, 0);
+    CU_ASSERT_EQUAL(kvt_act.pages, 0);
     stop();
-    CU_ASSERT_EQUAL(act.closed, 1);
+    CU_ASSERT_EQUAL(kvt_act.closed, 1);
 }
 
 static void test_one_piece_with_a_driver_that_cannot_sleep(void) {
-    memset(&act, 0, sizeof(act));
+    memset(&kvt_act, 0, sizeof(kvt_act));
     start_config((struct kvt_rig_config){.copy_threads = 1, .spin_us = 10});
     one_piece();
-    CU_ASSERT_EQUAL(act.waits, 0);
+    CU_ASSERT_EQUAL(kvt_act.waits, 0);
     stop();
 }
 
 static void test_commands_wait_for_the_page(void) {
     start();
-    act.page_delay_us = 20000;
+    kvt_act.page_delay_us = 20000;
     kvt_rig_open(&rig, 3, pages[3]);
     kvt_rig_submit(&rig, fills(3, 1, 2, 100));
     kvt_rig_submit(&rig, closed_fill(3, 3));
@@ -269,9 +152,9 @@ static void test_commands_wait_for_the_page(void) {
     kvt_rig_open(&rig, 4, pages[4]);
     kvt_rig_submit(&rig, closed_fill(4, 1));
     CU_ASSERT_EQUAL(kvt_rig_close(&rig, 4), 1);
-    CU_ASSERT_EQUAL(act.pages, 1);
+    CU_ASSERT_EQUAL(kvt_act.pages, 1);
     stop();
-    CU_ASSERT_EQUAL(act.pages, 0);
+    CU_ASSERT_EQUAL(kvt_act.pages, 0);
 }
 
 /* More commands than are held for pages that are being registered: those of a session that is open
@@ -279,7 +162,7 @@ static void test_commands_wait_for_the_page(void) {
 static void test_many_commands_wait_for_the_page(void) {
     enum { COMMANDS = 3000 };
     start();
-    act.page_delay_us = 5000;
+    kvt_act.page_delay_us = 5000;
     kvt_rig_open(&rig, 5, pages[5]);
     for (uint32_t i = 1; i <= COMMANDS; i++) {
         kvt_rig_submit(&rig, fills(5, i, 1, 8));
@@ -292,7 +175,7 @@ static void test_many_commands_wait_for_the_page(void) {
 
 static void test_page_refused(void) {
     start();
-    act.page_refused = true;
+    kvt_act.page_refused = true;
     kvt_rig_open(&rig, 1, pages[1]);
     kvt_rig_submit(&rig, fills(1, 1, 1, 100));
     kvt_rig_submit(&rig, fills(1, 2, 1, 0)); /* would only post */
@@ -312,15 +195,15 @@ static void test_page_refused(void) {
         }
     }
     CU_ASSERT_EQUAL(ready(1), 0);
-    act.page_refused = false;
+    kvt_act.page_refused = false;
     one_piece(); /* others go on */
     CU_ASSERT_EQUAL(kvt_rig_close(&rig, 1), 0);
     kvt_rig_open(&rig, 1, pages[1]); /* and its index can be used again */
     kvt_rig_submit(&rig, fills(1, 1, 1, 100));
     expect_completion(1, 1, KVT_DONE, 100);
-    CU_ASSERT_EQUAL(act.pages, 1);
+    CU_ASSERT_EQUAL(kvt_act.pages, 1);
     stop();
-    CU_ASSERT_EQUAL(act.pages, 0);
+    CU_ASSERT_EQUAL(kvt_act.pages, 0);
 }
 
 /* DRAINED comes behind the last completion, every time. */
@@ -401,7 +284,7 @@ static void test_command_queue_full(void) {
     kvt_rig_open(&rig, 0, pages[0]);
     kvt_rig_submit(&rig, fills(0, 1, 1, 8));
     expect_completion(0, 1, KVT_DONE, 8);
-    __atomic_store_n(&act.hold, true, __ATOMIC_RELEASE);
+    __atomic_store_n(&kvt_act.hold, true, __ATOMIC_RELEASE);
     struct kvt_device_command c = {
         .kind = KVT_DEVICE_EXTENT_CREATE, .extent = 2, .bytes = UINT64_C(1) << 40};
     uint32_t accepted = 0;
@@ -413,7 +296,7 @@ static void test_command_queue_full(void) {
     /* A control thread that hangs in the driver holds back no copy of an open session. */
     kvt_rig_submit(&rig, fills(0, 2, 1, 8));
     expect_completion(0, 2, KVT_DONE, 8);
-    __atomic_store_n(&act.hold, false, __ATOMIC_RELEASE);
+    __atomic_store_n(&kvt_act.hold, false, __ATOMIC_RELEASE);
     for (uint32_t i = 0; i < accepted; i++) {
         CU_ASSERT_EQUAL(kvt_rig_event(&rig).code, -KVT_EQUOTA);
     }
@@ -459,7 +342,7 @@ static void test_info_and_limits(void) {
     stop();
     char text[KVT_TEXT_BYTES];
     struct kvt_device *d = NULL;
-    struct kvt_device_config c = {.ops = &act_ops,
+    struct kvt_device_config c = {.ops = &kvt_act_driver_ops,
                                   .driver = {.budget_bytes = MIB},
                                   .issuer = {.sessions_max = 1,
                                              .inflight_max = KVT_DRIVER_INFLIGHT_MAX + 1,
@@ -477,7 +360,7 @@ static void test_info_and_limits(void) {
 
 static void test_stop_in_the_middle(void) {
     start();
-    act.page_delay_us = 1000;
+    kvt_act.page_delay_us = 1000;
     for (uint32_t s = 0; s < SESSIONS; s++) {
         kvt_rig_open(&rig, s, pages[s]);
         kvt_rig_submit(&rig, fills(s, 1, 100, 100000));
@@ -489,16 +372,16 @@ static void test_stop_in_the_middle(void) {
     kvt_rig_command(&rig, &(struct kvt_device_command){.kind = KVT_DEVICE_SESSION_CLOSE});
     pause_us(3000); /* some pages are there, some are not; events were never taken */
     stop();
-    CU_ASSERT_EQUAL(act.pages, 0);
+    CU_ASSERT_EQUAL(kvt_act.pages, 0);
 }
 
 static void test_sleeps_when_idle(void) {
     start();
     one_piece();
     pause_us(5000);
-    uint32_t before = __atomic_load_n(&act.waits, __ATOMIC_RELAXED);
+    uint32_t before = __atomic_load_n(&kvt_act.waits, __ATOMIC_RELAXED);
     pause_us(100000);
-    CU_ASSERT_TRUE(__atomic_load_n(&act.waits, __ATOMIC_RELAXED) - before <= 1);
+    CU_ASSERT_TRUE(__atomic_load_n(&kvt_act.waits, __ATOMIC_RELAXED) - before <= 1);
     stop();
 }
 
@@ -532,7 +415,7 @@ static void test_speed(void) {
 static void test_copies_refused(void) {
     start();
     kvt_rig_open(&rig, 0, pages[0]);
-    act.copy_refused = 1;
+    kvt_act.copy_refused = 1;
     kvt_rig_submit(&rig, fills(0, 1, 1, 100));
     expect_completion(0, 1, KVT_FAILED, 0);
     CU_ASSERT_EQUAL(ready(0), 0); /* a fill that failed posts nothing */
@@ -573,20 +456,20 @@ static void lose(bool *how, const char *what, uint32_t failed_min) {
     /* Sessions still end. */
     CU_ASSERT_EQUAL(kvt_rig_close(&rig, 0), 0);
     CU_ASSERT_EQUAL(kvt_rig_close(&rig, 1), 1);
-    CU_ASSERT_EQUAL(act.pages, 0);
+    CU_ASSERT_EQUAL(kvt_act.pages, 0);
     stop();
 }
 
 static void test_lost_in_copy(void) {
-    lose(&act.copy_lost, "submitting a copy", 20);
+    lose(&kvt_act.copy_lost, "submitting a copy", 20);
 }
 
 static void test_lost_in_post(void) {
-    lose(&act.post_lost, "posting", 12);
+    lose(&kvt_act.post_lost, "posting", 12);
 }
 
 static void test_lost_in_poll(void) {
-    lose(&act.poll_lost, "copying", 20);
+    lose(&kvt_act.poll_lost, "copying", 20);
 }
 
 /* ---- two devices ------------------------------------------------------------------------------- */
@@ -673,9 +556,9 @@ static void test_two_devices(void) {
  * at every moment of the way into that sleep. */
 static void test_no_store_is_lost(void) {
     static struct side x;
-    memset(&act, 0, sizeof(act));
-    act.can_sleep = true;
-    act.patient = true;
+    memset(&kvt_act, 0, sizeof(kvt_act));
+    kvt_act.can_sleep = true;
+    kvt_act.patient = true;
     x = (struct side){.spin_us = 50,
                       .dawdles = true,
                       .stream = {.session = 1,
@@ -684,9 +567,10 @@ static void test_no_store_is_lost(void) {
                                  .pieces = 30000,
                                  .distinct = 5,
                                  .piece_bytes = 64}};
-    kvt_rig_start(&x.rig,
-                  &(struct kvt_rig_config){
-                      .ops = &act_ops, .arena_bytes = MIB, .budget_bytes = MIB, .copy_threads = 1});
+    kvt_rig_start(&x.rig, &(struct kvt_rig_config){.ops = &kvt_act_driver_ops,
+                                                   .arena_bytes = MIB,
+                                                   .budget_bytes = MIB,
+                                                   .copy_threads = 1});
     x.page = kvt_rig_page();
     x.slots = kvt_rig_extent(&x.rig, 2, 4096);
     CU_ASSERT_EQUAL_FATAL(pthread_create(&x.worker, NULL, side_work, &x), 0);
@@ -694,7 +578,7 @@ static void test_no_store_is_lost(void) {
     pthread_join(x.worker, NULL);
     CU_ASSERT_EQUAL(x.wrong_pieces, 0);
     CU_ASSERT_EQUAL(x.wrong_events, 0);
-    CU_ASSERT_TRUE(__atomic_load_n(&act.waits, __ATOMIC_RELAXED) > 0);
+    CU_ASSERT_TRUE(__atomic_load_n(&kvt_act.waits, __ATOMIC_RELAXED) > 0);
     munmap(x.slots, 4096);
     kvt_rig_page_free(x.page);
     kvt_rig_stop(&x.rig);
