@@ -118,6 +118,10 @@ static int carry_out(struct kvt_engine *e, struct session *s, struct pending *p,
     struct cache *c = NULL;
     int rc;
     if (e->devices[s->device].lost && p->request.kind != KVT_REQUEST_CLOSE) {
+        c = cache_find(e, p->request.session, p->request.cache);
+        if (c != NULL) {
+            settle_undo(e, c); /* a step that had waited */
+        }
         kvt_text_format(text, KVT_TEXT_BYTES,
                         "device %u has failed and what was on it is lost; attach again after the "
                         "daemon's restart",
