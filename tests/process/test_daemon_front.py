@@ -183,10 +183,11 @@ def test_chosen_identity_is_not_served(daemon, client):
     dealer.setsockopt(zmq.LINGER, 0)
     dealer.setsockopt(zmq.ROUTING_ID, b"somebody")
     dealer.connect(client.welcome.endpoint)
-    dealer.send(client.request(PING))
+    dealer.send(client.request(CREATE, options()))
     assert not dealer.poll(300)
     context.destroy(0)
     client.ping()
+    assert 5 not in client.ask(STATUS, number(3, 1)).body[STATUS]  # nor was it carried out
 
 
 # ---- nothing is done twice

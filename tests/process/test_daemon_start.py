@@ -36,6 +36,7 @@ def test_ready_serve_stop():
             client.ping(b"hello")
             assert daemon.stop() == 0
             assert client.hung_up()
+        assert daemon.has_line("hung up: the daemon stops")
         assert daemon.has_line("SIGTERM: stopping") and daemon.has_line("stopped")
         assert os.listdir(daemon.runtime_dir) == ["lock"]
 
@@ -44,6 +45,11 @@ def test_sigint_stops_and_front_goes_with_it():
     with Daemon() as daemon:
         front = daemon.front_pid()
         assert front
+        # A terminal or a service manager signals it, too; it waits for the daemon's end.
+        for number in [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]:
+            os.kill(front, number)
+        time.sleep(0.2)
+        assert daemon.front_pid() == front
         daemon.process.send_signal(signal.SIGINT)
         assert daemon._wait(check=True) == 0
         wait_until(lambda: not os.path.exists(f"/proc/{front}"), "the front has ended")
