@@ -73,7 +73,14 @@ RUN := tests/support/run_tests.py --jobs $(JOBS) --sim-seconds $(SIM_SECONDS) --
 PARALLEL = --no-print-directory $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 
 .PHONY: setup test test-build test-unit test-process test-python test-asan test-tsan sim fuzz fuzz-build
-.PHONY: lint format model demo bench
+.PHONY: lint format model demo bench venv-llama
+
+# The peer of `make bench llama`: compiles for about eight minutes.
+venv-llama:
+	@scripts/setup build python
+	python3 -m venv build/venv-llama
+	build/venv-llama/bin/pip install --quiet -r tests/bench/requirements-llama.txt
+
 
 setup:
 	@scripts/setup
@@ -136,5 +143,6 @@ demo:
 
 bench:
 	@scripts/setup build test python
-	@$(MAKE) $(PARALLEL) test-build
+	@$(MAKE) $(PARALLEL) all test-build
+	@scripts/fetch-model
 	@tests/bench/run.py $(BENCH_ARGS)
