@@ -50,7 +50,16 @@ static int use_extent(struct kvt_step *s, uint32_t id, uint8_t **address, uint64
     if (!s->extent.known || s->extent.id != id) {
         void *p = NULL;
         uint64_t n = 0;
-        int rc = kvt_client_extents_pin(&s->client->extents, id, EXTENT_TIMEOUT_MS, &p, &n);
+        /* A worker that was evicted has given its extents back: `failed` says so, and is looked at
+         * before the extent is waited for, and when it did not come. */
+        int rc = kvt_client_step_check(s);
+        if (rc != 0) {
+            return rc;
+        }
+        rc = kvt_client_extents_pin(&s->client->extents, id, EXTENT_TIMEOUT_MS, &p, &n);
+        if (rc == -KVT_ENOENT && kvt_client_step_stopped(s) != 0) {
+            return kvt_client_step_check(s);
+        }
         if (rc == -KVT_EGONE) {
             return kvt_client_fail_gone(s->client);
         }
