@@ -54,6 +54,7 @@ For contributors
   make format          format what differs from .clang-format
   make test-asan       unit, process and simulation under ASan + UBSan
   make test-tsan       the same under TSan
+  make test-kill       KILLS=200 workers killed at random moments on tiny budgets
   make sim SEED=n      replay one seed of the simulator (without SEED: fresh ones)
   make fuzz            FUZZ_SECONDS=60, spread over every parser
   make bench           ratios, written for docs/benchmarks.md

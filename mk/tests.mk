@@ -72,7 +72,7 @@ RUN := tests/support/run_tests.py --jobs $(JOBS) --sim-seconds $(SIM_SECONDS) --
 # Goals that set up and then build make again, with all cores unless a -j was given.
 PARALLEL = --no-print-directory $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 
-.PHONY: setup test test-build test-unit test-process test-python test-asan test-tsan sim fuzz fuzz-build
+.PHONY: setup test test-build test-unit test-process test-python test-kill test-asan test-tsan sim fuzz fuzz-build
 .PHONY: lint format model demo bench venv-llama
 
 # The peer of `make bench llama`: compiles for about eight minutes.
@@ -103,6 +103,11 @@ test-process: test-build
 	@$(RUN) --variant $(VARIANT) process
 test-python: test-build
 	@$(RUN) --variant $(VARIANT) python
+
+# Workers on tiny budgets, one of them killed at a random moment so many times: make test-kill KILLS=1000
+KILLS ?= 200
+test-kill: test-build
+	@KILLS=$(KILLS) $(RUN) --variant $(VARIANT) process --only test_faults
 
 # The sanitizers take several times as long, so the simulator gets a third of the time.
 test-asan test-tsan: test-%:

@@ -222,6 +222,34 @@ static void test_migrates_in_mid_life(void) {
     migrates_in_mid_life(KVT_WORKER_DENSE, 5);
 }
 
+/* The first step is more than the device holds: layers leave before they were ever there. */
+static void test_first_step_larger_than_the_device(void) {
+    if (kvt_cunit_waits("E15")) {
+        return;
+    }
+    for (uint32_t kind = KVT_WORKER_SEGMENT; kind <= KVT_WORKER_DENSE; kind++) {
+        for (uint32_t rows = 1; rows <= 4; rows++) {
+            struct kvth_config c = {.device_budget_bytes = 64u << 10, .extent_bytes = 16u << 10};
+            kvth_start(&h, &c);
+            uint32_t s = kvth_attach(&h, kind, 0);
+            struct kvth_cache *a = create(s, LAYERS, KVT_MODE_DYNAMIC, rows);
+            uint32_t first = kind == KVT_WORKER_SEGMENT ? 2000 : 1280;
+            kvth_step(&h, a, first / rows / KVTH_BLOCK * KVTH_BLOCK, 1);
+            uint32_t layers = resident(a);
+            CU_ASSERT_TRUE(layers < LAYERS || rows == 4); /* 4 rows of a block fit */
+            kvth_close(&h, a);
+            a = create(s, LAYERS, KVT_MODE_DYNAMIC, rows);
+            kvth_step(&h, a, 3, 1); /* and grows in one go */
+            kvth_step(&h, a, first / rows / KVTH_BLOCK * KVTH_BLOCK - 3, 1);
+            CU_ASSERT_TRUE(resident(a) < LAYERS || rows == 4);
+            kvth_repeat(&h, a, 1);
+            kvth_step(&h, a, 0, 1);
+            kvth_leave(&h, s);
+            kvth_stop(&h);
+        }
+    }
+}
+
 /* From 16 resident layers to 15: one moves, and only its bytes. */
 static void test_residency_is_nested(void) {
     struct kvth_config c = {.device_budget_bytes = 8u << 20, .extent_bytes = 4096};
@@ -451,6 +479,7 @@ int main(void) {
         {"host growth fails once", test_growth_fails_once},
         {"an extent fails once", test_extent_fails_once},
         {"migration in mid-life", test_migrates_in_mid_life},
+        {"first step larger than the device", test_first_step_larger_than_the_device},
         {"residency is nested", test_residency_is_nested},
         {"an idle session gives way", test_idle_gives_way},
         {"idle slots go and come back", test_idle_slots_go_and_come_back},
