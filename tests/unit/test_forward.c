@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "proto/errors.h"
 #include "tests/support/cunit_run.h"
@@ -236,6 +237,21 @@ static void test_lying_seam(void) {
     kvt_forward_close(forward);
 }
 
+/* 73 GB of weights: one set for all layers, unless the machine could hold twice that. */
+static void test_layers_share_what_does_not_fit(void) {
+    uint64_t memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    struct kvt_model *large = NULL;
+    if (memory / 2 > (uint64_t)70 << 30)
+        return;
+    CU_ASSERT_EQUAL_FATAL(kvt_model_random(&large, "smollm2-1.7b", 1024, 1, err, sizeof(err)), 0);
+    CU_ASSERT(large->shares_layers);
+    CU_ASSERT(kvt_model_bytes(large) < (uint64_t)1 << 30);
+    CU_ASSERT_PTR_EQUAL(large->layers[1023].down.data, large->layers[0].down.data);
+    CU_ASSERT_PTR_NOT_EQUAL(large->layers[1023].feed_norm, large->layers[0].feed_norm);
+    CU_ASSERT(!model->shares_layers);
+    kvt_model_close(large);
+}
+
 int main(void) {
     CU_TestInfo tests[] = {
         {"the cut leaves the bits alone", test_cut_leaves_bits_alone},
@@ -244,6 +260,7 @@ int main(void) {
         {"repeat and crop", test_repeat_and_crop},
         {"errors", test_errors},
         {"a lying seam", test_lying_seam},
+        {"layers share what does not fit", test_layers_share_what_does_not_fit},
         CU_TEST_INFO_NULL,
     };
     if (kvt_model_random(&model, "tiny", 0, 1, err, sizeof(err)) || kvt_pool_open(&pool, 2))
