@@ -315,6 +315,8 @@ static int plan_running(struct kvt_session *asker, uint32_t cache, Kvt__PlanRepl
     }
     r->device_bytes = info.device_bytes;
     r->host_bytes = info.host_bytes;
+    r->slots = info.slots;
+    r->slot_bytes = info.slot_bytes;
     r->to_device_bytes_per_step = info.need_to_device_bytes;
     r->from_device_bytes_per_step = info.need_from_device_bytes;
     add_ceiling(d, s->device, s->step_ns, r);

@@ -135,6 +135,15 @@ static void device_event(struct kvt_tier_device *d, struct kvt_device_event *eve
         kvt_daemon_pump(daemon);
         kvt_daemon_stop(daemon, KVT_EXIT_DEVICE);
         break;
+    case KVT_DEVICE_SESSION_FAILED: {
+        struct kvt_session *s = kvt_session_by_engine(&daemon->sessions, event->session);
+        kvt_log(KVT_LOG_ERROR, "device %s: a worker's control page cannot be used: %s",
+                daemon->config.devices[d->index].name, event->text);
+        if (s != NULL) {
+            kvt_session_hangup_later(s, "the device cannot use its control page");
+        }
+        break;
+    }
     default:
         KVT_ASSERT(false);
     }

@@ -241,6 +241,8 @@ struct kvt_cache_info {
     uint64_t host_bytes;
     char name[KVT_NAME_BYTES];
     uint8_t layers[KVT_LAYERS_MAX]; /* 'R' resident, 'S' streamed, 'I' idle in host memory */
+    uint32_t slots;                 /* of its session, shared by the session's caches */
+    uint64_t slot_bytes;
     struct kvt_counters counters;
     uint64_t need_to_device_bytes; /* of the last committed step */
     uint64_t need_from_device_bytes;

@@ -72,6 +72,8 @@ bool kvt_engine_cache_info(const struct kvt_engine *e, uint32_t *at, struct kvt_
                                        .layer_count = f->layer_count,
                                        .device_bytes = f->gpu_bytes,
                                        .host_bytes = f->host_bytes,
+                                       .slots = e->sessions[c->session].slot_count,
+                                       .slot_bytes = e->sessions[c->session].slot_bytes,
                                        .counters = c->counters,
                                        .need_to_device_bytes = c->need_to_bytes,
                                        .need_from_device_bytes = c->need_from_bytes};
