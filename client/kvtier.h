@@ -194,8 +194,8 @@ KVTIER_API int kvt_step_begin(struct kvt_client *c, uint32_t cache, const struct
 KVTIER_API uint32_t kvt_step_left(const struct kvt_step *s);
 /* Tokens of `row` before the current step. */
 KVTIER_API uint32_t kvt_step_length(const struct kvt_step *s, uint32_t row);
-/* 1: *p is the next piece of the current step; 0: there is none; negative: error. Pieces stay valid
- * until the step is ended or aborted. A layer whose K and V later layers read too is listed again
+/* 1: *p is the next piece of the current step; 0: there is none; negative: error, -KVT_EFAILED and
+ * -KVT_EGONE among them: abort it. Pieces stay valid until the step is ended or aborted. A layer whose K and V later layers read too is listed again
  * for each of them to segment workers: another piece, whose reader differs from its layer, and which
  * reads this step's tokens as well. Dense workers get it once and keep it until last_reader. */
 KVTIER_API int kvt_step_piece(struct kvt_step *s, const struct kvt_piece **p) KVTIER_CHECK;

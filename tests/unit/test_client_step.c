@@ -228,9 +228,10 @@ static void test_failed_at_end(void) {
     walk(s);
     fake_post(&fake.page->failed, 13);
     CU_ASSERT_EQUAL(kvt_step_end(s), 0);
+    /* Its extents may have been taken back already, so it is told before one is looked for. */
     const struct kvt_piece *p;
-    CU_ASSERT_EQUAL_FATAL(kvt_step_piece(s, &p), 1);
-    CU_ASSERT_EQUAL(kvt_piece_wait(s, p), -KVT_EFAILED);
+    CU_ASSERT_EQUAL(kvt_step_piece(s, &p), -KVT_EFAILED);
+    CU_ASSERT(message_has("step 13 of cache 1 failed"));
     CU_ASSERT_EQUAL(kvt_step_abort(s), 0);
     end_test();
 }
