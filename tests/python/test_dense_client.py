@@ -13,6 +13,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 sys.path.insert(0, os.path.dirname(__file__))
 
 import kvt_client  # noqa: E402
+from kvt_messages import decode  # noqa: E402
 from dense_worker import DenseWorker, layer, layer_bytes  # noqa: E402
 from kvtierd import SLOWER, Daemon, wait_until  # noqa: E402
 
@@ -264,7 +265,7 @@ def test_sending_again(attach):
 
 
 def decode_sequence(message):
-    return kvt_client.decode("Request", message)["sequence"]
+    return decode("Request", message)["sequence"]
 
 
 def create_values(**changes):

@@ -17,6 +17,7 @@ sys.path.insert(0, os.path.join(ROOT, "tests", "support"))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import kvt_client as k  # noqa: E402
+import kvt_messages as messages  # noqa: E402
 from kvtierd import SLOWER, Daemon, wait_until  # noqa: E402
 
 EINVAL, EBUSY, ENOENT, EPROTO, EVERSION, EPERM, EGONE, ENOTSUP = 1, 3, 5, 6, 7, 8, 9, 15
@@ -135,7 +136,7 @@ EVERYTHING = {
 def example(message, depth=0):
     """A message with every field set, each to a value of its own."""
     values = {}
-    for at, (name, (_, kind)) in enumerate(k.SCHEMA[message].items()):
+    for at, (name, (_, kind)) in enumerate(messages.SCHEMA[message].items()):
         one = kind[0] if isinstance(kind, list) else kind
         if one in EVERYTHING:
             choices = EVERYTHING[one]
@@ -148,12 +149,12 @@ def example(message, depth=0):
 
 
 def requests():
-    for name in list(k.SCHEMA["Request"])[3:]:
-        kind = k.SCHEMA["Request"][name][1]
+    for name in list(messages.SCHEMA["Request"])[3:]:
+        kind = messages.SCHEMA["Request"][name][1]
         yield "Request", name, {"sequence": 300, "session": 7, "token": bytes(range(16)),
                                 name: example(kind)}
-    for name in list(k.SCHEMA["Reply"])[4:]:
-        kind = k.SCHEMA["Reply"][name][1]
+    for name in list(messages.SCHEMA["Reply"])[4:]:
+        kind = messages.SCHEMA["Reply"][name][1]
         yield "Reply", name, {"sequence": 300, "boot_epoch": (1 << 64) - 1, "code": 4,
                               "text": "why", name: example(kind)}
 
@@ -237,13 +238,13 @@ def parse_schema():
 def test_the_schema_is_the_documents():
     """Names, numbers and types of the schema are those of the client, which are PROTOCOL.md's."""
     parsed = parse_schema()
-    assert set(parsed) == set(k.SCHEMA)
+    assert set(parsed) == set(messages.SCHEMA)
     for message, fields in parsed.items():
         plain = {}
         for name, (number, kind, repeated, _) in fields.items():
             one = {"uint32": "uint", "uint64": "uint"}.get(kind, kind)
             plain[name] = (number, [one] if repeated else one)
-        assert plain == k.SCHEMA[message], message
+        assert plain == messages.SCHEMA[message], message
 
 
 def build_classes():
@@ -265,22 +266,22 @@ def build_classes():
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"kvt.{name}"))
-            for name in k.SCHEMA}
+            for name in messages.SCHEMA}
 
 
 @pytest.mark.parametrize("kind, name, values",
                          [pytest.param(*r, id=f"{r[0]}-{r[1]}") for r in requests()])
 def test_golden_messages(kind, name, values):
     golden = bytes.fromhex(GOLDEN_MESSAGES[f"{kind}.{name}"])
-    assert k.encode(kind, values) == golden
-    assert k.encode(kind, k.decode(kind, golden)) == golden
+    assert messages.encode(kind, values) == golden
+    assert messages.encode(kind, messages.decode(kind, golden)) == golden
     assert build_classes()[kind](**values).SerializeToString(deterministic=True) == golden
 
 
 def test_golden_conversation(daemon):
     """The daemon's own bytes, whole: PING, an error, CREATE, STEP."""
     with k.Client(daemon.runtime_dir) as client:
-        boot = k._varint(client.welcome["boot_epoch"])
+        boot = messages.varint(client.welcome["boot_epoch"])
 
         def raw(body, values):
             client.dealer.send(client.request_bytes(body, values))
@@ -294,16 +295,16 @@ def test_golden_conversation(daemon):
         created = raw("create", {"options": {
             "layers": [{"kind": 1, "kv_heads": 1, "k_head_dim": 8, "v_head_dim": 8, "dtype": 2,
                         "repeat": 4}], "mode": 3, "rows": 1, "append_max": 4}})
-        reply = k.decode("Reply", created)["created"]
+        reply = messages.decode("Reply", created)["created"]
         assert (reply["slots"], reply["slot_bytes"], reply["resident_layers"]) == \
             (3, 512 * 32, 0)
-        cache = k._varint(reply["cache"])
+        cache = messages.varint(reply["cache"])
         assert created == b"\x08\x03\x10" + boot + b"\x5a" + bytes([len(cache) + 7]) + \
             b"\x08" + cache + b"\x10\x03\x18\x80\x80\x01"
         step = raw("step", {"cache": reply["cache"], "tokens": 1, "steps": 1})
-        schedule = k.decode("Reply", step)["schedule"]
+        schedule = messages.decode("Reply", step)["schedule"]
         assert (schedule["first_step"], schedule["steps"], schedule["ring_offset"]) == (1, 1, 0)
-        ring = k._varint(schedule["ring_bytes"])
+        ring = messages.varint(schedule["ring_bytes"])
         inner = b"\x08" + cache + b"\x10\x01\x18\x01\x28" + ring + b"\x32\x01\x00"
         assert step == b"\x08\x04\x10" + boot + b"\x6a" + bytes([len(inner)]) + inner
         check_ring(bytes(client.ring[:schedule["ring_bytes"]]), reply["cache"])
@@ -440,20 +441,20 @@ def test_requests_that_are_refused_by_their_form(daemon):
         good = client.request_bytes("ping", {"payload": b"x"}, 50)
         assert answer(b"\xff" * 10, 0) == (EPROTO, "the message is no request")
         # 60 KiB of empty layers unpack to more than a request may
-        assert answer(k.encode("Request", {"sequence": 51, "create": {
+        assert answer(messages.encode("Request", {"sequence": 51, "create": {
             "options": {"layers": [{}] * 30000}}}), 0)[0] == 14
-        assert answer(good[:2] + k.encode("Request", {"session": 77}) + good[4:], 50)[0] == EGONE
+        assert answer(good[:2] + messages.encode("Request", {"session": 77}) + good[4:], 50)[0] == EGONE
         token = client.welcome["token"]
         assert answer(good.replace(token, bytes(16)), 50)[0] == EPERM
-        assert answer(k.encode("Request", {"sequence": 52, "session": client.session,
+        assert answer(messages.encode("Request", {"sequence": 52, "session": client.session,
                                            "token": token[:15], "ping": {}}), 52)[0] == EPERM
         head = {"sequence": 53, "session": client.session, "token": token}
-        code, text = answer(k.encode("Request", head), 53)
+        code, text = answer(messages.encode("Request", head), 53)
         assert code == ENOTSUP and "no body" in text
-        assert answer(k.encode("Request", head) + b"\xda\x07\x00", 53)[0] == ENOTSUP  # field 123
+        assert answer(messages.encode("Request", head) + b"\xda\x07\x00", 53)[0] == ENOTSUP  # field 123
         # unknown fields are passed over, numbers may come unpacked
         assert answer(good + b"\xda\x07\x01x", 50)[0] == 0
-        unpacked = k.encode("Request", head) + b"\xa2\x01\x06" + b"\x08\x09" + b"\x10\x01\x10\x02"
+        unpacked = messages.encode("Request", head) + b"\xa2\x01\x06" + b"\x08\x09" + b"\x10\x01\x10\x02"
         assert answer(unpacked, 53) == (ENOENT, "cache 9: the session has none of this number")
 
 
