@@ -70,8 +70,14 @@ int planes_alloc(struct kvt_engine *e, struct planes *p) {
 }
 
 /* Whether planes_next may take over the places of planes, one after the other: nobody else reads
- * these, and the addresses are not fixed. */
+ * these, the addresses are not fixed, and it has no places yet, as it has if another cache still
+ * read the old ones when the step began to wait. */
 bool planes_reuse(const struct cache *c) {
+    for (uint32_t l = 0; c->planes_next != NULL && l < c->family->layer_count; l++) {
+        if (c->planes_next->place[l].extent != 0) {
+            return false;
+        }
+    }
     return c->planes != NULL && c->planes->refs == 1 && !c->family->is_static;
 }
 

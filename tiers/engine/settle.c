@@ -147,7 +147,12 @@ static int settle_dense_at(struct kvt_engine *e, struct session *s, struct cache
     if (f->resident_count < f->layer_count) {
         merge(&result, slots_settle(e, s, slots_needed(e, f), slot_bytes_needed(e, c, capacity)));
     }
-    if (result < 0 || f->resident_count == 0 || planes_exact(c, capacity)) {
+    if (result < 0 || f->resident_count == 0) {
+        return result;
+    }
+    if (planes_exact(c, capacity)) { /* perhaps only since another cache has let go of them */
+        planes_unref(e, c->planes_next);
+        c->planes_next = NULL;
         return result;
     }
     struct planes *next = c->planes_next;
