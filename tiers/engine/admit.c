@@ -5,8 +5,6 @@
  */
 #include "tiers/engine/state.h"
 
-#define ASK_AGAIN_MS 100u
-
 /* The next distinct family of the session; *at starts at 0. */
 struct family *session_family(const struct kvt_engine *e, const struct session *s, uint32_t *at) {
     while (*at < e->config.caches_max) {
@@ -97,7 +95,7 @@ static struct session *idle_victim(struct kvt_engine *e, const struct session *a
 /* Whether streaming a layer of it can save device memory. A dense worker's slots are as large as its
  * layers: three of these in three slots save nothing. */
 static bool family_may_shrink(const struct kvt_engine *e, const struct family *f) {
-    return !f->is_static && f->resident_count > 0 && f->gpu_bytes > 0 &&
+    return !f->is_static && f->resident_count > 0 &&
            (family_is_segment(e, f) || f->layer_count > 3);
 }
 
@@ -114,8 +112,8 @@ static struct family *fattest_family(struct kvt_engine *e, const struct session 
         }
         struct family *f;
         for (uint32_t at = 0; (f = session_family(e, s, &at)) != NULL;) {
-            if (family_may_shrink(e, f) && f->demote_wanted == 0 &&
-                (fattest == NULL || f->gpu_bytes > fattest->gpu_bytes)) {
+            if (family_may_shrink(e, f) && (f->gpu_bytes > 0 || s == asking) &&
+                f->demote_wanted == 0 && (fattest == NULL || f->gpu_bytes > fattest->gpu_bytes)) {
                 fattest = f;
             }
         }
@@ -151,8 +149,8 @@ static bool layers_are_leaving(const struct kvt_engine *e, const struct session 
     return false;
 }
 
-static void say_why(const struct kvt_engine *e, const struct session *s, const char *what,
-                    char *text) {
+static void say_why(const struct kvt_engine *e, const struct session *s, const struct cache *c,
+                    const char *what, char *text) {
     if (e->short_tier == KVT_TIER_HOST) {
         kvt_text_format(text, KVT_TEXT_BYTES,
                         "%s: host memory: %llu bytes more are needed, %llu of the budget of %llu "
@@ -167,18 +165,25 @@ static void say_why(const struct kvt_engine *e, const struct session *s, const c
         text, KVT_TEXT_BYTES,
         "%s: device memory: %llu bytes more are needed, %llu of the budget of %llu are "
         "in use (%llu by this worker) and none can be moved to the host; raise [device] "
-        "budget, close a cache, or use an offloaded mode",
+        "budget, close a cache%s",
         what, (unsigned long long)e->short_bytes, (unsigned long long)d->used_bytes,
-        (unsigned long long)d->config.budget_bytes, (unsigned long long)s->device_bytes);
+        (unsigned long long)d->config.budget_bytes, (unsigned long long)s->device_bytes,
+        c->family->mode == KVT_MODE_STATIC ? ", or use an offloaded mode"
+                                           : ", or take fewer rows or tokens");
+}
+
+/* Memory is on its way: what the session has gathered meanwhile may be given back for another size. */
+static int wait_for_memory(struct session *s) {
+    s->give_backs_left = GIVE_BACKS_MAX;
+    return KVT_WAIT;
 }
 
 /* Called when an allocation for `c` has failed with -KVT_EQUOTA. KVT_WAIT: memory is on its way.
  * -KVT_EQUOTA: none can be had; `text` names budget and need. */
 int memory_take(struct kvt_engine *e, struct session *s, struct cache *c, const char *what,
                 char *text) {
-    (void)c;
     if (e->short_tier == KVT_TIER_HOST) {
-        say_why(e, s, what, text);
+        say_why(e, s, c, what, text);
         return -KVT_EQUOTA;
     }
     if (own_empty_give_back(e, s) || layers_are_leaving(e, s)) {
@@ -190,11 +195,11 @@ int memory_take(struct kvt_engine *e, struct session *s, struct cache *c, const 
     if (idle != NULL) {
         idle->demoting = true;
         demote_progress(e, idle);
-        return KVT_WAIT;
+        return wait_for_memory(s);
     }
     struct family *f = fattest_family(e, s, false);
     if (f != NULL && demote_layer(e, &e->sessions[f->session], f) == KVT_WAIT) {
-        return KVT_WAIT;
+        return wait_for_memory(s);
     }
     /* Of those in a schedule one is asked at a time, the next when it has not answered for long:
      * it may be stopped. */
@@ -208,13 +213,13 @@ int memory_take(struct kvt_engine *e, struct session *s, struct cache *c, const 
         e->wanted_count++;
 
         d->asked_ms = e->now_ms;
-        return KVT_WAIT;
+        return wait_for_memory(s);
     }
-    if (somebody_was_asked(e, s)) {
+    if (somebody_was_asked(e, s) || dev_hoped_for(e, s)) {
         return KVT_WAIT; /* until the request's deadline */
     }
     e->short_tier = tier;
     e->short_bytes = bytes;
-    say_why(e, s, what, text);
+    say_why(e, s, c, what, text);
     return -KVT_EQUOTA;
 }

@@ -292,6 +292,7 @@ int cache_create(struct kvt_engine *e, struct session *s, const struct kvt_reque
     }
     c->tokens_max = o->tokens_max;
     c->append_max = o->append_max;
+    c->rows_created = o->rows;
     memcpy(c->name, o->name, sizeof(c->name));
     c->name[sizeof(c->name) - 1] = 0;
     if (f->is_static) {
@@ -394,13 +395,7 @@ static int rows_replace(struct kvt_engine *e, struct cache *c, const uint32_t *m
     return 0;
 }
 
-static int cache_repeat(struct kvt_engine *e, struct cache *c, uint32_t times, char *text) {
-    if (times < 1 || (uint64_t)times * c->row_count > KVT_ROWS_MAX) {
-        kvt_text_format(text, KVT_TEXT_BYTES,
-                        "repeat: %u times %u rows; accepted is 1 to 1024 rows", times,
-                        c->row_count);
-        return -KVT_EINVAL;
-    }
+static int cache_repeat(struct kvt_engine *e, struct cache *c, uint32_t times) {
     uint32_t count = times * c->row_count;
     uint32_t map[KVT_ROWS_MAX];
     for (uint32_t i = 0; i < count; i++) {
@@ -409,26 +404,16 @@ static int cache_repeat(struct kvt_engine *e, struct cache *c, uint32_t times, c
     return rows_replace(e, c, map, count);
 }
 
-static int cache_crop(struct kvt_engine *e, struct cache *c, const uint32_t *lengths,
-                      uint32_t count, char *text) {
-    if (count != 1 && count != c->row_count) {
-        kvt_text_format(text, KVT_TEXT_BYTES,
-                        "crop: %u lengths; accepted is 1 or one for each of "
-                        "the %u rows",
-                        count, c->row_count);
-        return -KVT_EINVAL;
-    }
-    if (KVT_BROKEN(e->rules, KVT_BREAK_CROP_KEEPS_LENGTH)) {
-        return 0;
-    }
-    for (uint32_t i = 0; i < c->row_count; i++) {
+static void cache_crop(struct kvt_engine *e, struct cache *c, const uint32_t *lengths,
+                       uint32_t count) {
+    for (uint32_t i = 0; i < c->row_count && !KVT_BROKEN(e->rules, KVT_BREAK_CROP_KEEPS_LENGTH);
+         i++) {
         uint32_t length = lengths[count == 1 ? 0 : i];
         if (length < c->rows[i].length) {
             c->rows[i].length = length;
             row_trim(e, c, &c->rows[i]);
         }
     }
-    return 0;
 }
 
 static int cache_fork(struct kvt_engine *e, struct session *s, struct cache *c, const uint32_t *map,
@@ -440,10 +425,6 @@ static int cache_fork(struct kvt_engine *e, struct session *s, struct cache *c, 
         }
         map = all;
         count = c->row_count;
-    }
-    int rc = map_check(c, map, count, "fork", text);
-    if (rc != 0) {
-        return rc;
     }
     if (s->cache_count >= KVT_CACHES_MAX) {
         kvt_text_format(text, KVT_TEXT_BYTES, "fork: the session has %u caches already; close one",
@@ -457,7 +438,7 @@ static int cache_fork(struct kvt_engine *e, struct session *s, struct cache *c, 
     free(fork->rows);
     fork->rows = NULL;
     fork->row_count = 0;
-    rc = rows_mapped(e, c, map, count, false, &fork->rows);
+    int rc = rows_mapped(e, c, map, count, false, &fork->rows);
     if (rc == 0) {
         fork->row_count = count;
         rc = cache_enter(e, fork);
@@ -467,6 +448,7 @@ static int cache_fork(struct kvt_engine *e, struct session *s, struct cache *c, 
         return rc;
     }
     fork->capacity = c->capacity;
+    fork->rows_created = count;
     fork->tokens_max = c->tokens_max;
     fork->append_max = c->append_max;
     memcpy(fork->name, c->name, sizeof(fork->name));
@@ -501,11 +483,66 @@ static bool edit_frees(const struct kvt_engine *e, const struct cache *c,
     return false;
 }
 
+/* Everything that can be refused is refused before anything is given up for the edit. */
+static int edit_check(const struct kvt_engine *e, const struct cache *c,
+                      const struct kvt_request *r, char *text) {
+    uint32_t rows = c->row_count;
+    int rc = 0;
+    switch (r->kind) {
+    case KVT_REQUEST_FORK:
+        return r->count == 0 ? 0 : map_check(c, r->rows, r->count, "fork", text);
+    case KVT_REQUEST_REORDER:
+        if (r->count != c->row_count) {
+            kvt_text_format(text, KVT_TEXT_BYTES, "reorder: %u rows; the cache has %u", r->count,
+                            c->row_count);
+            return -KVT_EINVAL;
+        }
+        rc = map_check(c, r->rows, r->count, "reorder", text);
+        break;
+    case KVT_REQUEST_SELECT:
+        rc = map_check(c, r->rows, r->count, "select", text);
+        rows = r->count;
+        break;
+    case KVT_REQUEST_REPEAT:
+        if (r->times < 1 || (uint64_t)r->times * c->row_count > KVT_ROWS_MAX) {
+            kvt_text_format(text, KVT_TEXT_BYTES,
+                            "repeat: %u times %u rows; accepted is 1 to 1024 rows", r->times,
+                            c->row_count);
+            return -KVT_EINVAL;
+        }
+        rows = r->times * c->row_count;
+        break;
+    case KVT_REQUEST_CROP:
+        if (r->count != 1 && r->count != c->row_count) {
+            kvt_text_format(text, KVT_TEXT_BYTES,
+                            "crop: %u lengths; accepted is 1 or one for each of the %u rows",
+                            r->count, c->row_count);
+            return -KVT_EINVAL;
+        }
+        break;
+    default:
+        break;
+    }
+    if (rc == 0 && rows > c->rows_created && c->family->is_static &&
+        !family_is_segment(e, c->family)) {
+        kvt_text_format(text, KVT_TEXT_BYTES,
+                        "%u rows; a static cache of a dense worker was created for %u and its "
+                        "addresses are fixed; create one for more, or use a dynamic mode",
+                        rows, c->rows_created);
+        return -KVT_ESTATE;
+    }
+    return rc;
+}
+
 /* Carries out a close or an edit; *result is the cache that the answer is about (NULL: closed). */
 int cache_edit(struct kvt_engine *e, struct session *s, const struct kvt_request *r,
                struct cache **result, char *text) {
     struct cache *c = cache_find(e, r->session, r->cache);
     KVT_ASSERT(c != NULL);
+    int rc = edit_check(e, c, r, text);
+    if (rc != 0) {
+        return rc;
+    }
     *result = c;
     if (edit_frees(e, c, r) && !KVT_BROKEN(e->rules, KVT_BREAK_FREE_BEFORE_DRAIN)) {
         if (s->guess.active && r->kind != KVT_REQUEST_CROP) {
@@ -515,7 +552,6 @@ int cache_edit(struct kvt_engine *e, struct session *s, const struct kvt_request
             return KVT_WAIT;
         }
     }
-    int rc;
     switch (r->kind) {
     case KVT_REQUEST_CLOSE:
         cache_destroy(e, c);
@@ -524,20 +560,13 @@ int cache_edit(struct kvt_engine *e, struct session *s, const struct kvt_request
     case KVT_REQUEST_FORK:
         return cache_fork(e, s, c, r->rows, r->count, result, text);
     case KVT_REQUEST_REORDER:
-        if (r->count != c->row_count) {
-            kvt_text_format(text, KVT_TEXT_BYTES, "reorder: %u rows; the cache has %u", r->count,
-                            c->row_count);
-            return -KVT_EINVAL;
-        }
-        rc = map_check(c, r->rows, r->count, "reorder", text);
-        return rc != 0 ? rc : rows_replace(e, c, r->rows, r->count);
     case KVT_REQUEST_SELECT:
-        rc = map_check(c, r->rows, r->count, "select", text);
-        return rc != 0 ? rc : rows_replace(e, c, r->rows, r->count);
+        return rows_replace(e, c, r->rows, r->count);
     case KVT_REQUEST_REPEAT:
-        return cache_repeat(e, c, r->times, text);
+        return cache_repeat(e, c, r->times);
     case KVT_REQUEST_CROP:
-        return cache_crop(e, c, r->values, r->count, text);
+        cache_crop(e, c, r->values, r->count);
+        return 0;
     default:
         KVT_ASSERT(r->kind == KVT_REQUEST_RESET);
         for (uint32_t i = 0; i < c->row_count; i++) {

@@ -38,9 +38,11 @@ static struct extent *extent_entry(struct kvt_engine *e) {
 
 static int extent_create(struct kvt_engine *e, struct session *s, uint64_t bytes) {
     struct device *d = &e->devices[s->device];
-    struct extent *x = extent_entry(e);
-    if (x == NULL) {
-        return -KVT_EBUSY;
+    struct extent *x = s->extent_count < KVT_EXTENTS_MAX ? extent_entry(e) : NULL;
+    if (x == NULL) { /* as good as no memory: fewer and larger places would help */
+        e->short_tier = KVT_TIER_GPU;
+        e->short_bytes = bytes;
+        return -KVT_EQUOTA;
     }
     uint32_t index = (uint32_t)(x - e->extents);
     e->extent_generation[index]++;
@@ -53,6 +55,7 @@ static int extent_create(struct kvt_engine *e, struct session *s, uint64_t bytes
     d->used_bytes += bytes;
     s->device_bytes += bytes;
     s->extents_creating++;
+    s->extent_count++;
     struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_CREATE);
     a->device = s->device;
     a->session = x->session;
@@ -69,7 +72,33 @@ uint64_t dev_available(const struct kvt_engine *e, const struct session *s) {
     return d->config.budget_bytes - d->used_bytes;
 }
 
-/* Whether memory of the device is on its way back, or of the session on its way in. */
+static void extent_destroy(struct kvt_engine *e, struct extent *x) {
+    KVT_ASSERT(x->live_bytes == 0);
+    x->state = EXTENT_DESTROYING;
+    struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_DESTROY);
+    a->device = x->device;
+    a->extent = x->id;
+}
+
+/* The worker may have it mapped: ask. A worker that is certainly gone has nothing mapped. */
+static void extent_give_back(struct kvt_engine *e, struct extent *x) {
+    const struct session *s = &e->sessions[x->session];
+    if (!x->sent || s->dead || KVT_BROKEN(e->rules, KVT_BREAK_NO_RECLAIM) ||
+        (s->hung && KVT_BROKEN(e->rules, KVT_BREAK_FREE_BEFORE_DEATH))) {
+        extent_destroy(e, x);
+        return;
+    }
+    x->state = EXTENT_RECLAIMING;
+    x->since_ms = e->now_ms;
+    if (!s->hung || s->evicted) { /* otherwise there is no socket to ask on */
+        struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_RECLAIM);
+        a->session = x->session;
+        a->extent = x->id;
+    }
+}
+
+/* Whether memory will come by itself and soon: an extent that the session has asked for, one that is
+ * being destroyed, one that a worker was asked for just now. */
 static bool dev_pending(const struct kvt_engine *e, const struct session *s) {
     for (uint32_t i = 1; i < e->extent_top; i++) {
         const struct extent *x = &e->extents[i];
@@ -77,15 +106,49 @@ static bool dev_pending(const struct kvt_engine *e, const struct session *s) {
             continue;
         }
         const struct session *owner = &e->sessions[x->session];
-        if (x->state == EXTENT_DESTROYING || (x->state == EXTENT_RECLAIMING && !owner->hung) ||
-            (x->state == EXTENT_CREATING && owner == s)) {
+        bool asked_now =
+            x->state == EXTENT_RECLAIMING && !owner->hung && e->now_ms - x->since_ms < ASK_AGAIN_MS;
+        bool swept_now = x->state == EXTENT_LIVE && x->live_bytes == 0 && !owner->hung &&
+                         owner != s && !owner->settling && !owner->schedule.moved_in_place;
+        if (x->state == EXTENT_DESTROYING || (x->state == EXTENT_CREATING && owner == s) ||
+            asked_now || swept_now) {
             return true;
-        }
-        if (x->state == EXTENT_LIVE && x->live_bytes == 0 && !owner->hung && !owner->settling) {
-            return true; /* swept at the end of this call */
         }
     }
     return false;
+}
+
+/* Whether memory may still come, though nobody knows when: a worker that was asked is slow, one that
+ * hung up is not yet certainly gone, one that gathers memory holds some that it does not use. */
+bool dev_hoped_for(const struct kvt_engine *e, const struct session *s) {
+    for (uint32_t i = 1; i < e->extent_top; i++) {
+        const struct extent *x = &e->extents[i];
+        if (x->state == 0 || x->device != s->device) {
+            continue;
+        }
+        const struct session *owner = &e->sessions[x->session];
+        if (x->state == EXTENT_RECLAIMING || owner->hung ||
+            (owner != s &&
+             (x->state == EXTENT_CREATING || (x->state == EXTENT_LIVE && x->live_bytes == 0)))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* `s` has waited for long: empty extents of sessions that began to gather later are given back. */
+void dev_take_from_younger(struct kvt_engine *e, const struct session *s, uint64_t since_ms) {
+    for (uint32_t i = 1; i < e->extent_top; i++) {
+        struct extent *x = &e->extents[i];
+        if (x->state != EXTENT_LIVE || x->live_bytes > 0 || x->device != s->device) {
+            continue;
+        }
+        struct session *owner = &e->sessions[x->session];
+        if (owner != s && owner->settling && !owner->hung && owner->settling_since_ms >= since_ms &&
+            !owner->schedule.moved_in_place) {
+            extent_give_back(e, x);
+        }
+    }
 }
 
 static int dev_alloc_live(struct kvt_engine *e, struct session *s, uint64_t bytes,
@@ -107,30 +170,6 @@ static int dev_alloc_live(struct kvt_engine *e, struct session *s, uint64_t byte
         }
     }
     return -KVT_EQUOTA;
-}
-
-static void extent_destroy(struct kvt_engine *e, struct extent *x) {
-    KVT_ASSERT(x->live_bytes == 0);
-    x->state = EXTENT_DESTROYING;
-    struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_DESTROY);
-    a->device = x->device;
-    a->extent = x->id;
-}
-
-/* The worker may have it mapped: ask. A worker that is certainly gone has nothing mapped. */
-static void extent_give_back(struct kvt_engine *e, struct extent *x) {
-    const struct session *s = &e->sessions[x->session];
-    if (!x->sent || s->dead || KVT_BROKEN(e->rules, KVT_BREAK_NO_RECLAIM) ||
-        (s->hung && KVT_BROKEN(e->rules, KVT_BREAK_FREE_BEFORE_DEATH))) {
-        extent_destroy(e, x);
-        return;
-    }
-    x->state = EXTENT_RECLAIMING;
-    if (!s->hung || s->evicted) { /* otherwise there is no socket to ask on */
-        struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_RECLAIM);
-        a->session = x->session;
-        a->extent = x->id;
-    }
 }
 
 /* Gives back empty extents of the session itself, none of which is large enough: their budget is. A
@@ -283,6 +322,7 @@ void extent_created(struct kvt_engine *e, uint32_t extent, int code) {
         struct device *d = &e->devices[x->device];
         d->used_bytes -= x->bytes;
         s->device_bytes -= x->bytes;
+        s->extent_count--;
         d->full = true;
         s->create_error = (uint32_t)(code < 0 ? -code : code);
         kvt_ranges_destroy(&x->space);
@@ -312,6 +352,7 @@ void extent_destroyed(struct kvt_engine *e, uint32_t extent) {
     d->changed_ms = e->now_ms;
     e->epoch++;
     e->sessions[x->session].device_bytes -= x->bytes;
+    e->sessions[x->session].extent_count--;
     kvt_ranges_destroy(&x->space);
     x->state = 0;
 }

@@ -270,6 +270,7 @@ static void migration_end(struct kvt_engine *e, struct session *s, bool flip) {
         m->family->demoted = false; /* stays where it is; not tried again at every step */
     }
     moved_forget(m->family);
+    s->give_backs_left = GIVE_BACKS_MAX; /* there are fewer layers each time: it ends */
     e->devices[s->device].changed_ms = e->now_ms;
     e->epoch++;
     *m = (struct migration){0};

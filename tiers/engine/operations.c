@@ -175,19 +175,23 @@ static void slots_restart(struct build *b) {
     }
 }
 
-/* The next slot whose occupant has been read for the last time before `position`. */
+/* The slot that has been free for longest at `position`: its occupant was read for the last time
+ * before. A static cache takes the next one in turn, so that each step has the same slots. */
 static uint32_t slot_choose(struct build *b, uint64_t position) {
     struct session *s = b->s;
     KVT_ASSERT(s->slot_count > 0);
+    uint32_t best = UINT32_MAX;
     for (uint32_t i = 0; i < s->slot_count; i++) {
         uint32_t slot = (s->slot_cursor + i) % s->slot_count;
-        if (s->slots[slot].free_at <= position) {
-            s->slot_cursor = (slot + 1) % s->slot_count;
-            return slot;
+        if (s->slots[slot].free_at <= position &&
+            (best == UINT32_MAX ||
+             (!b->c->family->is_static && s->slots[slot].free_at < s->slots[best].free_at))) {
+            best = slot;
         }
     }
-    KVT_ASSERT(!"a step needs more slots than slots_needed says");
-    return 0;
+    KVT_ASSERT(best != UINT32_MAX); /* or a step needs more slots than slots_needed says */
+    s->slot_cursor = (best + 1) % s->slot_count;
+    return best;
 }
 
 /* Position of a piece among all pieces ever, and the one from which its slot may be used again. */
@@ -331,9 +335,11 @@ static bool piece_matches(const struct build *b, const struct pieces *p,
     if (KVT_BROKEN(b->e->rules, KVT_BREAK_KEEP_STALE_PREFETCH)) {
         return true;
     }
-    if (piece->move_count != guessed->move_count ||
-        memcmp(&p->move[piece->move_first], &g->move[guessed->move_first],
-               piece->move_count * sizeof(*p->move)) != 0) {
+    if (piece->move_count != guessed->move_count) {
+        return false;
+    }
+    if (piece->move_count > 0 && memcmp(&p->move[piece->move_first], &g->move[guessed->move_first],
+                                        piece->move_count * sizeof(*p->move)) != 0) {
         return false;
     }
     for (uint32_t i = 0; i < piece->run_count; i++) {

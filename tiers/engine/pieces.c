@@ -436,7 +436,8 @@ static int list_dense(struct walk *w, uint32_t layer) {
     } else {
         piece->flags |= KVT_PIECE_STREAMED;
     }
-    piece->v_offset = piece->k_offset + c->row_count * piece->k_row_bytes;
+    uint32_t rows = f->resident[layer] ? c->planes->rows : c->row_count;
+    piece->v_offset = piece->k_offset + rows * piece->k_row_bytes;
     for (uint32_t at = 0; at < w->shape->count; at++) {
         struct segment one = {.row_first = w->out->row_count, .row_count = 1};
         if (!GROW(w->out, row)) {

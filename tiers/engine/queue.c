@@ -8,8 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GIVE_BACKS_MAX 6u
-
 static void pending_free(struct pending *p) {
     free(p->layout);
     free(p->rows);
@@ -187,6 +185,7 @@ static void settling_update(struct kvt_engine *e, struct session *s) {
     }
     if (settling != s->settling) {
         s->settling = settling;
+        s->settling_since_ms = e->now_ms;
         e->settling_count += settling ? 1u : (uint32_t)-1;
         e->sweep_due = true;
         e->host.sweep_due = true;
@@ -234,6 +233,9 @@ void queue_progress(struct kvt_engine *e, struct session *s) {
 void queue_expire(struct kvt_engine *e, struct session *s) {
     for (uint32_t i = 0; i < s->queue_count;) {
         struct pending *p = &s->queue[i];
+        if (p->started && e->now_ms - p->since_ms >= ASK_AGAIN_MS) {
+            dev_take_from_younger(e, s, p->since_ms);
+        }
         uint64_t since = e->devices[s->device].changed_ms;
         since = since < p->since_ms ? p->since_ms : since;
         bool gathers = is_step(&p->request) || p->request.kind == KVT_REQUEST_CREATE;
@@ -278,6 +280,17 @@ static void request_abort(struct kvt_engine *e, struct session *s, const struct 
     sc->abort_tag = r->tag;
 }
 
+static void acquire_open(struct kvt_engine *e, struct session *s, const struct kvt_request *r) {
+    const struct schedule *sc = &s->schedule;
+    if (sc->phase != PHASE_NONE && sc->cache->id == r->cache) {
+        answer_schedule(e, s, r->tag);
+    } else {
+        answer_error(e, r->session, r->tag, -KVT_ESTATE,
+                     "acquire: layer %u: no step of cache %u is open; begin with layer 0", r->layer,
+                     r->cache);
+    }
+}
+
 void request_enter(struct kvt_engine *e, const struct kvt_request *r) {
     struct session *s = &e->sessions[r->session];
     if (s->hung) {
@@ -291,9 +304,9 @@ void request_enter(struct kvt_engine *e, const struct kvt_request *r) {
         request_abort(e, s, r);
         return;
     }
-    if (r->kind == KVT_REQUEST_ACQUIRE && s->schedule.phase == PHASE_OPEN &&
-        s->schedule.committed < s->schedule.steps && s->schedule.cache->id == r->cache) {
-        answer_schedule(e, s, r->tag);
+    if (r->kind == KVT_REQUEST_ACQUIRE && r->layer > 0) {
+        /* Layer 0 opens a step and waits its turn; a later one is in the step that is open. */
+        acquire_open(e, s, r);
         return;
     }
     if (s->queue_count == KVT_REQUESTS_MAX) {

@@ -70,7 +70,7 @@ static void row_moves(const struct family *f, uint32_t l, const struct planes *f
 /* A static cache keeps its addresses: rows go to the new planes and back. */
 static bool planes_keep_addresses(const struct cache *c) {
     return c->family->is_static && c->planes != NULL && c->planes->owner == c->id &&
-           c->planes->refs == 1 && c->planes->rows == c->row_count;
+           c->planes->refs == 1 && c->planes->rows >= c->row_count;
 }
 
 /* Moves of what the rows hold, from `from` (places as they were) to `to`, layer by layer. */

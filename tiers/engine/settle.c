@@ -82,25 +82,37 @@ static void merge(int *result, int rc) {
     }
 }
 
-/* Whether appending to the row would write a block that others refer to, or that was ever full. */
-static bool row_needs_cow(const struct kvt_engine *e, const struct row *r) {
+/* Whether appending to the row would write a block that others refer to, or that was ever full. Of
+ * the rows of a step that share a tail the last one has it for itself when the others have their
+ * copies; `walk` numbers the step's look at its rows. */
+static bool row_needs_cow(const struct kvt_engine *e, const struct row *r, uint64_t walk) {
     if (r->length % e->config.block_tokens == 0 ||
         KVT_BROKEN(e->rules, KVT_BREAK_NO_COPY_ON_WRITE)) {
         return false;
     }
-    const struct block *tail = r->blocks[r->length / e->config.block_tokens];
-    return tail->refs > 1 || (tail->full && !KVT_BROKEN(e->rules, KVT_BREAK_FULL_BLOCK_REWRITTEN));
+    struct block *tail = r->blocks[r->length / e->config.block_tokens];
+    if (tail->mark != walk) {
+        tail->mark = walk;
+        tail->mark_tokens = 0; /* rows that leave it */
+    }
+    if (tail->refs - tail->mark_tokens > 1 ||
+        (tail->full && !KVT_BROKEN(e->rules, KVT_BREAK_FULL_BLOCK_REWRITTEN))) {
+        tail->mark_tokens++;
+        return true;
+    }
+    return false;
 }
 
 static int settle_rows(struct kvt_engine *e, struct step_plan *plan, uint32_t steps) {
     struct cache *c = plan->cache;
     int result = KVT_READY;
+    uint64_t walk = ++e->walk;
     for (uint32_t i = 0; i < plan->count && result >= 0; i++) {
         struct row *r = &c->rows[plan->rows[i]];
         if (plan->tokens[i] == 0) {
             continue;
         }
-        if (row_needs_cow(e, r) && r->cow == NULL) {
+        if (row_needs_cow(e, r, walk) && r->cow == NULL) {
             merge(&result, block_alloc(e, c, r, &r->cow));
         }
         merge(&result, row_reserve(e, c, r, r->length + steps * plan->tokens[i]));
@@ -112,7 +124,9 @@ static int settle_rows(struct kvt_engine *e, struct step_plan *plan, uint32_t st
  * what a step may write. */
 bool planes_exact(struct cache *c, uint32_t capacity) {
     struct planes *p = c->planes;
-    if (p == NULL || p->rows != c->row_count || p->capacity < capacity) {
+    bool rows_fit =
+        p != NULL && (p->rows == c->row_count || (c->family->is_static && p->rows > c->row_count));
+    if (!rows_fit || p->capacity < capacity) {
         return false;
     }
     if (p->refs == 1) {

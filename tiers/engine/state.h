@@ -43,6 +43,7 @@ static inline uint64_t size_of(uint64_t rows, uint64_t tokens, uint64_t token_by
     return bytes;
 }
 
+#define ASK_AGAIN_MS    100u /* a worker that was asked for memory has so long before others are */
 #define KVT_NOWHERE     UINT64_MAX /* a host offset that is none */
 #define KVT_ALIGN_BYTES 256        /* of every place: a GPU's copies and loads like it */
 
@@ -66,6 +67,7 @@ struct extent {
     bool sent;      /* the worker may have mapped it */
     uint64_t bytes;
     uint64_t live_bytes;
+    uint64_t since_ms; /* when its worker was asked to unmap it */
     struct kvt_ranges space;
 };
 
@@ -175,6 +177,7 @@ struct cache {
     struct planes *planes; /* dense, with resident layers; NULL: none yet */
     struct row *rows;
     uint32_t row_count;
+    uint32_t rows_created;      /* what the memory of a static cache is for */
     uint32_t capacity;          /* dense: tokens of a row in slots and planes */
     struct planes *planes_next; /* settled by STEP, moved into by the schedule */
     uint32_t tokens_max;
@@ -348,6 +351,8 @@ struct session {
     uint32_t give_backs_left; /* of its own empty extents, in one request */
     bool settling;            /* a request has begun to gather memory: empty extents stay */
     uint32_t cache_count;
+    uint32_t extent_count;
+    uint64_t settling_since_ms;
     uint32_t extents_creating;
     uint64_t creating_bytes; /* of these; claimed during one settling pass */
     uint64_t device_bytes;
@@ -389,7 +394,8 @@ struct kvt_engine {
     struct kvt_answer *last_answer; /* of the action taken last; owned */
 };
 
-#define EXTENTS_MAX 65536u
+#define EXTENTS_MAX    65536u
+#define GIVE_BACKS_MAX 6u /* of empty extents, until a layer has left the device */
 
 /* ---- queue.c: requests that wait their turn ------------------------------------------------------ */
 void request_enter(struct kvt_engine *e, const struct kvt_request *r);
@@ -409,6 +415,8 @@ struct cache *cache_find(const struct kvt_engine *e, uint32_t session, uint32_t 
 /* ---- memory.c: extents and host memory --------------------------------------------------------------- */
 void dev_pass_begin(struct kvt_engine *e, struct session *s);
 int dev_reserve(struct kvt_engine *e, struct session *s, uint64_t bytes);
+bool dev_hoped_for(const struct kvt_engine *e, const struct session *s);
+void dev_take_from_younger(struct kvt_engine *e, const struct session *s, uint64_t since_ms);
 bool own_empty_give_back(struct kvt_engine *e, struct session *s);
 int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct dev_place *out);
 void dev_take(struct kvt_engine *e, struct dev_place place, uint64_t bytes);
