@@ -21,9 +21,9 @@ DYNAMIC, STATIC, OFFLOADED, OFFLOADED_STATIC = 1, 2, 3, 4
 EINVAL, EBUSY, EQUOTA, ENOENT, EPROTO, ENOTSUP, ESTATE, EEVICTED = 1, 3, 4, 5, 6, 15, 16, 18
 MIB = 1 << 20
 
-# Twelve layers: layer 2 is read again up to layer 5, layer 7 has no V, layer 9 another shape.
+# Twelve layers: layer 2 is read again up to layer 8, layer 7 has no V, layer 9 another shape.
 LAYOUT = [layer() for _ in range(12)]
-LAYOUT[2] = layer(last_reader=5)
+LAYOUT[2] = layer(last_reader=8)
 LAYOUT[7] = layer(k_head_dim=96, v_head_dim=0)
 LAYOUT[9] = layer(kv_heads=1, dtype=1)
 SMALL = [layer() for _ in range(4)]
@@ -93,10 +93,14 @@ def test_every_mode(mode, options, attach):
         worker.reorder(cache, [1, 1])
         worker.step(cache)
         worker.step(cache, 2, steps=3)
-        # below what is written, inside a block that was full
+        # below what is written: inside a block that both share, that is alone and not full, that
+        # is alone and was full (768 is the end of a block)
         worker.crop(cache, [700, 515])
         worker.step(cache, 5)
         worker.crop(cache, [600])
+        worker.step(cache, 1, steps=2)
+        worker.step(cache, [200, 300])
+        worker.crop(cache, [610])
         worker.step(cache, 1, steps=2)
         streams = worker.streamed_pieces > 0
         assert streams == (mode != STATIC), "the test does not test what it says"
