@@ -234,6 +234,7 @@ struct sim_schedule {
     uint32_t enqueue_piece; /* of that step */
     bool aborted;           /* the worker has asked to */
     bool acquired;          /* opened by ACQUIRE */
+    bool lazy;              /* a step is enqueued only when the one before is over */
     uint64_t abort_from;    /* first step that it does not run; 0: none */
 };
 

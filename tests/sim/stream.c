@@ -247,6 +247,7 @@ static void on_stream(struct sim *sim, void *object, uint64_t value) {
     w->progress_us = sim->now_us;
     if (op.kind == SIM_STEP) {
         sim_schedule_posted(sim, w, op.value); /* may close the schedule: nothing is left */
+        sim_stream_resume(sim, w);
     }
     if (w->stream_head < w->stream_count) {
         stream_later(sim, w, op.kind == SIM_ATTEND ? sim_us(sim, 0, 60) : sim_us(sim, 0, 8));
@@ -344,6 +345,9 @@ static bool enqueue_one(struct sim *sim, struct sim_worker *w) {
     if (s->abort_from != 0 && step >= s->abort_from) {
         return false; /* until the daemon has said that it failed */
     }
+    if (s->lazy && s->enqueue_step > 0 && s->enqueue_piece == 0 && s->posted != step - 1) {
+        return false;
+    }
     if (s->enqueue_piece < s->steps[s->enqueue_step].piece_count) {
         enqueue_piece(sim, w);
     } else {
@@ -372,12 +376,14 @@ static void on_enqueue(struct sim *sim, void *object, uint64_t value) {
 void sim_stream_resume(struct sim *sim, struct sim_worker *w) {
     if (!w->enqueue_due && w->process == SIM_RUNNING && !w->hung) {
         w->enqueue_due = true;
-        sim_after(sim, sim_us(sim, 0, 40), on_enqueue, w, 0);
+        uint64_t most_us = w->schedule.lazy && w->schedule.enqueue_piece == 0 ? 300 : 40;
+        sim_after(sim, sim_us(sim, 0, most_us), on_enqueue, w, 0);
     }
 }
 
 void sim_stream_begin(struct sim *sim, struct sim_worker *w) {
     const struct sim_schedule *s = &w->schedule;
+    w->schedule.lazy = sim_chance(&sim->random, 300);
     memset(w->held, 0, sizeof(w->held));
     for (uint32_t m = 0; m < s->header.moves_leading; m++) {
         push(w, (struct sim_stream_op){.kind = SIM_MOVE, .index = m});
