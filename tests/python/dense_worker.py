@@ -149,12 +149,14 @@ class DenseWorker:
     def _copy_tails(self, cache, tokens):
         """What STEP does first: who would write a shared or once full block gets a copy of it.
         Returns the tokens that are copied, and what an abort may undo."""
-        copied, changes = 0, []  # changes: (row, old tail)
+        copied, changes, leaving = 0, [], {}  # changes: (row, old tail)
         for row, n in zip(cache.rows, tokens):
             inside = row.length % self.block_tokens
             if n > 0 and inside > 0:
                 tail = row.blocks[-1]
-                if tail.full or self._references(tail) > 1:
+                others = self._references(tail) - 1 - leaving.get(id(tail), 0)
+                if tail.full or others > 0:  # the last one keeps it
+                    leaving[id(tail)] = leaving.get(id(tail), 0) + 1
                     changes.append((row, tail))
                     copied += inside
         for row, _ in changes:

@@ -128,14 +128,15 @@ def test_forks(mode, options, attach):
         worker.step(twice, 1, steps=4)
         worker.close(cache)  # its forks live on
         worker.step(fork)
-        worker.repeat(twice, 2)
-        if mode == OFFLOADED_STATIC:  # its slots are fixed, and too small for four rows
+        if mode in (STATIC, OFFLOADED_STATIC):  # it has addresses for two rows
             with pytest.raises(kvt_client.Error) as refused:
-                worker.step(twice)
+                client.ask("repeat", cache=twice.number, times=2)
             assert refused.value.code == ESTATE
+            worker.select(twice, [1, 0])
         else:
+            worker.repeat(twice, 2)
             worker.step(twice)
-        worker.select(twice, [3, 0])
+            worker.select(twice, [3, 0])
         worker.step(twice, [1, 2])
         worker.step(fork, 2, steps=2)
         worker.close(twice)
@@ -196,7 +197,22 @@ def test_acquire(attach):
         cache = worker.create(LAYOUT, OFFLOADED, rows=2)
         worker.step(cache, 300, body="acquire")
         worker.step(cache, 1, body="acquire")
-        # while a step is open, every layer is answered with it
+        # behind a step that was ended and is perhaps not committed, layer 0 opens the next one
+        steps = []
+        for _ in range(50):
+            schedule = client.open("acquire", cache=cache.number, tokens=1)
+            steps.append(schedule.first_step)
+            for piece in schedule.pieces:
+                client.wait(piece, schedule.first_step)
+                client.done(piece)
+            client.end_step(schedule.first_step)
+        assert steps == list(range(steps[0], steps[0] + 50))
+        client.settle(steps[-1])
+        with pytest.raises(kvt_client.Error) as refused:
+            client.ask("acquire", cache=cache.number, layer=1, tokens=1)
+        assert refused.value.code == ESTATE
+        worker.crop(cache, [300])
+        # while a step is open, every later layer is answered with it
         first = client.ask("acquire", cache=cache.number, tokens=1)["schedule"]
         again = client.ask("acquire", cache=cache.number, layer=5, tokens=1)["schedule"]
         assert first == again
