@@ -437,6 +437,10 @@ void kvth_leave(struct kvth *h, uint32_t session) {
     kvt_engine_session_dead(h->engine, session);
     act(h, "death");
     kvth_pump(h);
+    if (h->hold_events || h->held_count > 0) { /* memory outlives the process until these are in */
+        h->hold_events = false;
+        kvth_release(h, true);
+    }
     CU_ASSERT_FALSE(h->session[session].open);
     for (uint32_t i = 0; i < KVTH_CACHES; i++) {
         if (h->cache[i].id != 0 && h->cache[i].session == session) {

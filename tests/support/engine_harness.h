@@ -169,6 +169,10 @@ const struct kvth_answer *kvth_ask(struct kvth *h, struct kvt_request *r);
 /* ---- what a worker does; expects success; the model follows ------------------------------------- */
 struct kvth_cache *kvth_create(struct kvth *h, uint32_t session, const struct kvt_layout *layout,
                                const struct kvt_cache_options *options);
+/* The model's side alone, of a cache that was created by kvth_send. */
+struct kvth_cache *kvth_adopt(struct kvth *h, uint32_t session, uint32_t id,
+                              const struct kvt_layout *layout, uint32_t rows);
+void kvth_forget(struct kvth_cache *c);
 struct kvth_cache *kvth_fork(struct kvth *h, struct kvth_cache *c, const uint32_t *rows,
                              uint32_t count);
 void kvth_rows(struct kvth *h, struct kvth_cache *c, uint32_t kind, const uint32_t *rows,

@@ -90,20 +90,16 @@ static uint32_t model_refs(const struct kvth *h, uint32_t session, uint32_t bloc
     return refs;
 }
 
-/* Tails that are shared, or were full, get new names. */
+/* Tails that were full, or that others refer to, get new names. Of rows of the step that share one
+ * the last has it for itself, if nobody else does. */
 static void model_cow(struct kvth *h, struct kvth_walk *w) {
     struct kvth_cache *c = w->cache;
-    bool copy[KVT_ROWS_MAX] = {false};
-    for (uint32_t i = 0; i < c->row_count; i++) {
-        const struct kvth_row *r = &c->rows[i];
-        if (w->tokens[i] > 0 && r->count % KVTH_BLOCK != 0) {
-            uint32_t tail = r->block[r->count / KVTH_BLOCK];
-            copy[i] = h->model_full[tail] != 0 || model_refs(h, c->session, tail) > 1;
-        }
-    }
-    for (uint32_t i = 0; i < c->row_count; i++) {
-        if (copy[i]) {
-            c->rows[i].block[c->rows[i].count / KVTH_BLOCK] = name_block(h);
+    for (uint32_t i = 0; i < w->count; i++) {
+        struct kvth_row *r = &c->rows[w->rows[i]];
+        uint32_t *tail = &r->block[r->count / KVTH_BLOCK];
+        if (w->tokens[w->rows[i]] > 0 && r->count % KVTH_BLOCK != 0 &&
+            (h->model_full[*tail] != 0 || model_refs(h, c->session, *tail) > 1)) {
+            *tail = name_block(h);
         }
     }
 }
@@ -517,13 +513,22 @@ struct kvth_cache *kvth_create(struct kvth *h, uint32_t session, const struct kv
                                const struct kvt_cache_options *options) {
     struct kvt_request r = {
         .kind = KVT_REQUEST_CREATE, .session = session, .layout = layout, .options = options};
-    uint32_t id = expect(h, &r)->cache;
-    struct kvth_row *rows = calloc(options->rows, sizeof(*rows));
+    return kvth_adopt(h, session, expect(h, &r)->cache, layout, options->rows);
+}
+
+struct kvth_cache *kvth_adopt(struct kvth *h, uint32_t session, uint32_t id,
+                              const struct kvt_layout *layout, uint32_t count) {
+    struct kvth_row *rows = calloc(count, sizeof(*rows));
     CU_ASSERT_PTR_NOT_NULL_FATAL(rows);
-    for (uint32_t i = 0; i < options->rows; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         row_room(&rows[i], 1);
     }
-    return cache_add(h, session, id, layout, rows, options->rows);
+    return cache_add(h, session, id, layout, rows, count);
+}
+
+void kvth_forget(struct kvth_cache *c) {
+    rows_free(c->rows, c->row_count);
+    memset(c, 0, sizeof(*c));
 }
 
 static struct kvt_request about(const struct kvth_cache *c, uint32_t kind) {
@@ -581,6 +586,5 @@ void kvth_reset(struct kvth *h, struct kvth_cache *c) {
 void kvth_close(struct kvth *h, struct kvth_cache *c) {
     struct kvt_request r = about(c, KVT_REQUEST_CLOSE);
     (void)expect(h, &r);
-    rows_free(c->rows, c->row_count);
-    memset(c, 0, sizeof(*c));
+    kvth_forget(c);
 }

@@ -311,7 +311,6 @@ static void random_run(uint64_t seed, uint32_t kind, uint32_t mode, uint32_t res
     layout.layers[0].last_reader = seed % 3 == 0 ? 2 : 0; /* read again, two layers later */
     layout.layers[1].v_head_dim = seed % 4 == 0 ? 0 : 4;
     struct kvt_cache_options o = kvth_options(mode, 1 + below(4));
-    bool is_static = mode == KVT_MODE_STATIC || mode == KVT_MODE_OFFLOADED_STATIC;
     o.resident_layers_max = resident;
     (void)kvth_create(&h, s, &layout, &o);
     for (uint32_t i = 0; i < 60; i++) {
