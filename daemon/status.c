@@ -42,17 +42,6 @@ static Kvt__Counters *copy_counters(struct kvt_arena *a, const struct kvt_counte
     return m;
 }
 
-static void add_counters(struct kvt_counters *sum, const struct kvt_counters *c) {
-    sum->to_device_bytes += c->to_device_bytes;
-    sum->from_device_bytes += c->from_device_bytes;
-    sum->prefetch_discarded_bytes += c->prefetch_discarded_bytes;
-    sum->migrated_bytes += c->migrated_bytes;
-    sum->copied_on_write_bytes += c->copied_on_write_bytes;
-    sum->steps_committed += c->steps_committed;
-    sum->steps_failed += c->steps_failed;
-    sum->tokens_appended += c->tokens_appended;
-}
-
 /* ---- STATUS -------------------------------------------------------------------------------------------- */
 
 static bool may_see(const struct kvt_session *asker, const struct kvt_session *other) {
@@ -194,7 +183,7 @@ static bool report_workers(struct kvt_session *asker, bool listed, struct part *
         if (s == NULL || !may_see(asker, s)) {
             continue;
         }
-        add_counters(sum, &info.counters);
+        kvt_counters_add(sum, &info.counters);
         if (!listed || !wanted(p, r->n_workers)) {
             if (listed && p->index > p->offset) {
                 end_part(p, r);
@@ -244,6 +233,9 @@ static bool report_caches(struct kvt_session *asker, struct part *p, Kvt__Status
 int kvt_status_report(struct kvt_session *s, const Kvt__Status *m, Kvt__StatusReply **out) {
     struct kvt_daemon *d = s->daemon;
     struct kvt_counters sum = {0};
+    if (s->peer.admin) { /* of all since the start; others see what their own workers do now */
+        kvt_engine_ended_counters(d->engine, &sum);
+    }
     struct part part = {.offset = m->offset};
     Kvt__StatusReply *r = kvt_arena_alloc(&d->arena, sizeof(*r));
     if (r == NULL) {

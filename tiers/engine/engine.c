@@ -137,7 +137,7 @@ int kvt_engine_create(const struct kvt_engine_config *config, struct kvt_engine 
 static void session_forget(struct kvt_engine *e, struct session *s) {
     pieces_free(&s->guess.pieces);
     free(s->ops.records);
-    (void)e;
+    kvt_counters_add(&e->ended, &s->counters);
     *s = (struct session){0};
 }
 

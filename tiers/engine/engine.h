@@ -255,6 +255,11 @@ bool kvt_engine_session_info(const struct kvt_engine *e, uint32_t *at,
                              struct kvt_session_info *out);
 bool kvt_engine_cache_info(const struct kvt_engine *e, uint32_t *at, struct kvt_cache_info *out);
 
+/* Adds each of the counters. */
+void kvt_counters_add(struct kvt_counters *sum, const struct kvt_counters *c);
+/* What sessions that are gone have done; with those of kvt_engine_session_info: all since the start. */
+void kvt_engine_ended_counters(const struct kvt_engine *e, struct kvt_counters *out);
+
 struct kvt_plan_request {
     const struct kvt_layout *layout;
     const struct kvt_cache_options *options;

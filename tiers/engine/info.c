@@ -58,6 +58,21 @@ bool kvt_engine_session_info(const struct kvt_engine *e, uint32_t *at,
     return false;
 }
 
+void kvt_counters_add(struct kvt_counters *sum, const struct kvt_counters *c) {
+    sum->to_device_bytes += c->to_device_bytes;
+    sum->from_device_bytes += c->from_device_bytes;
+    sum->prefetch_discarded_bytes += c->prefetch_discarded_bytes;
+    sum->migrated_bytes += c->migrated_bytes;
+    sum->copied_on_write_bytes += c->copied_on_write_bytes;
+    sum->steps_committed += c->steps_committed;
+    sum->steps_failed += c->steps_failed;
+    sum->tokens_appended += c->tokens_appended;
+}
+
+void kvt_engine_ended_counters(const struct kvt_engine *e, struct kvt_counters *out) {
+    *out = e->ended;
+}
+
 bool kvt_engine_cache_info(const struct kvt_engine *e, uint32_t *at, struct kvt_cache_info *out) {
     while (*at < e->config.caches_max) {
         const struct cache *c = e->caches[(*at)++];

@@ -381,6 +381,7 @@ struct kvt_engine {
     uint32_t wanted_count; /* families with demote_wanted */
     uint32_t short_tier;   /* of the last -KVT_EQUOTA: enum kvt_tier_id, and what was wanted */
     uint64_t short_bytes;
+    struct kvt_counters ended; /* of sessions that are gone */
     struct device devices[KVT_DEVICES_MAX];
     struct host host;
     struct session *sessions; /* [sessions_max] */
