@@ -81,7 +81,10 @@ static void remember(struct kvth *h, const struct kvt_answer *a) {
     if (to->tag == a->tag) {
         die("request %llu was answered twice", (unsigned long long)a->tag);
     }
+    struct kvt_tier_info info;
+    kvt_engine_device_info(h->engine, 0, &info);
     *to = (struct kvth_answer){.tag = a->tag,
+                               .live_bytes = info.live_bytes,
                                .code = a->code,
                                .cache = a->cache,
                                .slots = a->slots,

@@ -47,6 +47,7 @@ struct kvth_cache {
 struct kvth_answer {
     uint64_t tag; /* 0: none yet */
     uint32_t code;
+    uint64_t live_bytes; /* on device 0 when it was answered */
     char text[KVT_TEXT_BYTES];
     uint32_t cache;
     uint32_t slots;

@@ -112,9 +112,6 @@ static void test_tables_are_bounded(void) {
 }
 
 static void test_create_at_random(void) {
-    if (kvt_cunit_waits("E13")) {
-        return;
-    }
     kvth_start(&h, &(struct kvth_config){0});
     uint32_t s[2] = {kvth_attach(&h, KVT_WORKER_SEGMENT, 0), kvth_attach(&h, KVT_WORKER_DENSE, 0)};
     static struct kvt_layout layout;
