@@ -43,7 +43,6 @@ def kill_at_random(fleet, kills, seed):
         wait_until(lambda pid=victim: fleet.worker_of(pid) is None, "its session is gone", 2)
 
 
-@pytest.mark.xfail(reason="E16: another session's empty extents are not waited for", strict=False)
 def test_kills_at_random():
     with Fleet() as fleet:
         seconds = max(2, KILLS // 5)
@@ -58,7 +57,6 @@ def test_kills_at_random():
         print(f"{KILLS} kills, {fleet.watch.looks} looks at the budgets, most {fleet.watch.most}")
 
 
-@pytest.mark.xfail(reason="E17: a dying session's memory is not waited for", strict=False)
 def test_kill_while_another_one_waits_for_its_memory():
     """Device memory of a stopped worker is charged until it dies; who waits then goes on."""
     with Fleet({"device.cpu0.budget": "512KiB", "daemon.reclaim_deadline": "20s"}) as fleet:
