@@ -86,6 +86,8 @@ __attribute__((format(printf, 3, 4))) int kvt_client_fail(struct kvt_client *c, 
                                                           const char *format, ...);
 /* The message for a session that is over; returns -KVT_EGONE. */
 int kvt_client_fail_gone(struct kvt_client *c);
+/* -KVT_EEVICTED, with its message. */
+int kvt_client_fail_evicted(struct kvt_client *c);
 /* 0, or why nothing can be sent: never attached, in a forked child, or the session is over. */
 int kvt_client_check_usable(struct kvt_client *c) KVTIER_CHECK;
 
@@ -114,6 +116,11 @@ void kvt_client_thread_stop(struct kvt_client *c);
 void kvt_client_set_gone(struct kvt_client *c, enum kvt_client_gone reason);
 static inline bool kvt_client_is_gone(struct kvt_client *c) {
     return __atomic_load_n(&c->gone, __ATOMIC_ACQUIRE) != KVT_GONE_NOT;
+}
+/* Whether an administrator has evicted this worker. Any call that fails says so from then on. */
+static inline bool kvt_client_is_evicted(struct kvt_client *c) {
+    return kvt_client_counter_read(&c->page->failed) != 0 &&
+           __atomic_load_n(&c->page->failed.aux, __ATOMIC_RELAXED) == KVT_EEVICTED;
 }
 /* Lets the library's thread look for extents that became free. */
 void kvt_client_thread_wake(struct kvt_client *c);

@@ -12,6 +12,11 @@ int kvt_client_fail(struct kvt_client *c, int code, const char *format, ...) {
     return code;
 }
 
+int kvt_client_fail_evicted(struct kvt_client *c) {
+    return kvt_client_fail(c, -KVT_EEVICTED,
+                           "the worker was evicted by an administrator; detach and attach again");
+}
+
 int kvt_client_fail_gone(struct kvt_client *c) {
     static const char *const reasons[] = {
         [KVT_GONE_NOT] = "it was never attached",

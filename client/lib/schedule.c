@@ -286,7 +286,11 @@ static int settle_check(struct kvt_client *c, const struct kvt_client_cache *cac
     if (kvt_client_is_gone(c)) {
         return kvt_client_fail_gone(c);
     }
-    if (failed != 0 && failed <= cache->last_step) {
+    bool stopped = failed != 0 && failed <= cache->last_step;
+    if (stopped && kvt_client_is_evicted(c)) {
+        return kvt_client_fail_evicted(c);
+    }
+    if (stopped) {
         return kvt_client_fail(c, -KVT_EFAILED,
                                "step %llu of cache %u failed when it was written back",
                                (unsigned long long)failed, cache->id);

@@ -65,6 +65,9 @@ int kvt_cache_stat(struct kvt_client *c, uint32_t cache, struct kvt_cache_stat *
             return rc < 0 ? rc : 0;
         }
     } while (offset != 0);
+    if (kvt_client_is_evicted(c)) {
+        return kvt_client_fail_evicted(c);
+    }
     return kvt_client_fail(c, -KVT_ENOENT, "STATUS: the daemon does not list cache %u", cache);
 }
 

@@ -33,6 +33,9 @@ int kvt_client_step_check(struct kvt_step *s) {
     if (rc == -KVT_EGONE) {
         return kvt_client_fail_gone(c);
     }
+    if (rc == -KVT_EFAILED && kvt_client_is_evicted(c)) {
+        return kvt_client_fail_evicted(c);
+    }
     if (rc == -KVT_EFAILED) {
         uint32_t aux = __atomic_load_n(&c->page->failed.aux, __ATOMIC_RELAXED);
         return kvt_client_fail(c, rc,
