@@ -159,7 +159,7 @@ def test_front_is_stopped_for_a_while():
 
 def test_daemon_is_killed_and_comes_back():
     """A clear error for all; with --re-attach they start over."""
-    with Fleet() as fleet:
+    with Fleet({"device.cpu0.budget": "2MiB"}) as fleet:
         plain = [fleet.start("--seconds", 60, *SMALL, *args) for args in STEADY]
         again = [fleet.start("--seed", n + 1, "--seconds", 2, "--re-attach", *EDITS, *args)
                  for n, args in enumerate(STEADY)]
