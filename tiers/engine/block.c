@@ -216,7 +216,7 @@ static struct block *group_take(struct group *g) {
     return b;
 }
 
-/* How many blocks a row that has so many gets at once: a quarter more, a power of two. */
+/* How many blocks a row that took so many for itself gets at once: a quarter more, a power of two. */
 static uint32_t group_blocks(uint32_t blocks) {
     uint32_t n = 1;
     while (n * 2 <= blocks / 4 && n < GROUP_BLOCKS_MAX) {
@@ -239,7 +239,7 @@ int block_alloc(struct kvt_engine *e, struct cache *c, struct row *r, struct blo
         group_settle(e, closed);
     }
     if (r->open == NULL) {
-        uint32_t blocks = group_blocks(r->count);
+        uint32_t blocks = group_blocks(r->own);
         int rc = group_create(e, f, blocks, &r->open);
         if (rc == -KVT_EQUOTA && blocks > 1) {
             rc = group_create(e, f, 1, &r->open);
@@ -322,6 +322,7 @@ int row_reserve(struct kvt_engine *e, struct cache *c, struct row *r, uint32_t t
         rc = block_alloc(e, c, r, &r->blocks[r->count]);
         if (rc == KVT_READY) {
             r->count++;
+            r->own++;
         }
     }
     return rc;
@@ -330,6 +331,7 @@ int row_reserve(struct kvt_engine *e, struct cache *c, struct row *r, uint32_t t
 /* The row's last block goes back to the group that it was just taken from, if it can. */
 static void row_pop(struct kvt_engine *e, struct row *r) {
     struct block *b = r->blocks[--r->count];
+    r->own -= r->own > 0;
     struct group *g = b->group;
     bool give_back = g == r->open && b->index + 1 == g->taken && b->refs == 1;
     block_unref(e, b);

@@ -297,7 +297,9 @@ static int copies_submit(struct kvt_engine *e, struct session *s) {
  * is done later. */
 static void early_progress(struct kvt_engine *e, struct session *s) {
     struct migration *m = &s->migration;
-    if (!m->early || m->early_submitted || s->schedule.phase != PHASE_OPEN) {
+    const struct schedule *sc = &s->schedule;
+    bool planes_move = sc->old_planes_row != NULL && sc->committed == 0;
+    if (!m->early || m->early_submitted || sc->phase != PHASE_OPEN || planes_move) {
         return;
     }
     int rc = host_places(e, s, m->family, m->layer);

@@ -83,8 +83,9 @@ static void merge(int *result, int rc) {
 }
 
 /* Whether appending to the row would write a block that others refer to, or that was ever full. Of
- * the rows of a step that share a tail the last one has it for itself when the others have their
- * copies; `walk` numbers the step's look at its rows. */
+  * the rows of a step that share a tail the last one has it for itself when the others have their
+ * copies, unless one of these had more tokens in it: should the copies fail, it comes back to them.
+ * `walk` numbers the step's look at its rows. */
 static bool row_needs_cow(const struct kvt_engine *e, const struct row *r, uint64_t walk) {
     if (r->length % e->config.block_tokens == 0 ||
         KVT_BROKEN(e->rules, KVT_BREAK_NO_COPY_ON_WRITE)) {
@@ -94,10 +95,12 @@ static bool row_needs_cow(const struct kvt_engine *e, const struct row *r, uint6
     if (tail->mark != walk) {
         tail->mark = walk;
         tail->mark_tokens = 0; /* rows that leave it */
+        tail->mark_row = 0;    /* tokens of the longest of these */
     }
-    if (tail->refs - tail->mark_tokens > 1 ||
+    if (tail->refs - tail->mark_tokens > 1 || r->length < tail->mark_row ||
         (tail->full && !KVT_BROKEN(e->rules, KVT_BREAK_FULL_BLOCK_REWRITTEN))) {
         tail->mark_tokens++;
+        tail->mark_row = r->length > tail->mark_row ? r->length : tail->mark_row;
         return true;
     }
     return false;

@@ -165,6 +165,7 @@ struct row {
     uint32_t count; /* blocks in the table */
     uint32_t room;
     uint32_t length;     /* committed tokens */
+    uint32_t own;        /* blocks at the table's end that the row took for itself */
     uint32_t planes_row; /* dense: whose row in `planes` holds it */
     struct group *open;
     struct block *cow; /* settled by STEP for copy-on-write of the tail, not in the table yet */
