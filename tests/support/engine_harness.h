@@ -180,6 +180,8 @@ void kvth_rows(struct kvth *h, struct kvth_cache *c, uint32_t kind, const uint32
                uint32_t count);
 void kvth_repeat(struct kvth *h, struct kvth_cache *c, uint32_t times);
 void kvth_crop(struct kvth *h, struct kvth_cache *c, uint32_t tokens);
+/* A length for each row. */
+void kvth_crop_rows(struct kvth *h, struct kvth_cache *c, const uint32_t *tokens);
 void kvth_reset(struct kvth *h, struct kvth_cache *c);
 void kvth_close(struct kvth *h, struct kvth_cache *c);
 /* Every row appends `tokens` in each of `steps` steps, which are walked and committed. */

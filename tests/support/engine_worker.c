@@ -91,14 +91,25 @@ static uint32_t model_refs(const struct kvth *h, uint32_t session, uint32_t bloc
 }
 
 /* Tails that were full, or that others refer to, get new names. Of rows of the step that share one
- * the last has it for itself, if nobody else does. */
+ * the last has it for itself, if nobody else does and none of them had more tokens in it. */
 static void model_cow(struct kvth *h, struct kvth_walk *w) {
     struct kvth_cache *c = w->cache;
+    uint32_t old[KVT_ROWS_MAX];
     for (uint32_t i = 0; i < w->count; i++) {
         struct kvth_row *r = &c->rows[w->rows[i]];
         uint32_t *tail = &r->block[r->count / KVTH_BLOCK];
-        if (w->tokens[w->rows[i]] > 0 && r->count % KVTH_BLOCK != 0 &&
-            (h->model_full[*tail] != 0 || model_refs(h, c->session, *tail) > 1)) {
+        old[i] = UINT32_MAX;
+        if (w->tokens[w->rows[i]] == 0 || r->count % KVTH_BLOCK == 0) {
+            continue;
+        }
+        uint32_t longest = 0;
+        for (uint32_t j = 0; j < i; j++) {
+            uint32_t other = c->rows[w->rows[j]].count;
+            longest = old[j] == *tail && other > longest ? other : longest;
+        }
+        if (h->model_full[*tail] != 0 || model_refs(h, c->session, *tail) > 1 ||
+            r->count < longest) {
+            old[i] = *tail;
             *tail = name_block(h);
         }
     }
@@ -565,14 +576,23 @@ void kvth_repeat(struct kvth *h, struct kvth_cache *c, uint32_t times) {
     rows_take(c, map, times * c->row_count);
 }
 
-void kvth_crop(struct kvth *h, struct kvth_cache *c, uint32_t tokens) {
+static void crop(struct kvth *h, struct kvth_cache *c, const uint32_t *tokens, uint32_t count) {
     struct kvt_request r = about(c, KVT_REQUEST_CROP);
-    r.values = &tokens;
-    r.count = 1;
+    r.values = tokens;
+    r.count = count;
     (void)expect(h, &r);
     for (uint32_t i = 0; i < c->row_count; i++) {
-        c->rows[i].count = c->rows[i].count < tokens ? c->rows[i].count : tokens;
+        uint32_t length = tokens[count == 1 ? 0 : i];
+        c->rows[i].count = c->rows[i].count < length ? c->rows[i].count : length;
     }
+}
+
+void kvth_crop(struct kvth *h, struct kvth_cache *c, uint32_t tokens) {
+    crop(h, c, &tokens, 1);
+}
+
+void kvth_crop_rows(struct kvth *h, struct kvth_cache *c, const uint32_t *tokens) {
+    crop(h, c, tokens, c->row_count);
 }
 
 void kvth_reset(struct kvth *h, struct kvth_cache *c) {

@@ -287,7 +287,15 @@ static void random_edit(struct kvth_cache *c, uint32_t rows_most) {
         kvth_rows(&h, c, KVT_REQUEST_SELECT, map, kept);
         break;
     case 4:
-        kvth_crop(&h, c, below(longest(c) + 2));
+        for (uint32_t i = 0; i < c->row_count; i++) { /* mostly a little */
+            uint32_t back = below(below(3) == 0 ? longest(c) + 2 : 12);
+            map[i] = c->rows[i].count > back ? c->rows[i].count - back : below(3);
+        }
+        if (below(2) == 0) {
+            kvth_crop_rows(&h, c, map);
+        } else {
+            kvth_crop(&h, c, map[0]);
+        }
         break;
     case 5:
         if (below(4) == 0) {
