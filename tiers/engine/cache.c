@@ -278,8 +278,7 @@ int cache_create(struct kvt_engine *e, struct session *s, const struct kvt_reque
     if (f == NULL) {
         return -KVT_ENOMEM;
     }
-    f->piece_tokens = o->piece_tokens;
-    f->piece_tokens = piece_tokens_of(e, f);
+    f->piece_tokens = plan_piece_tokens(e, f->layers, f->layer_count, s->device, o->piece_tokens);
     f->resident_count = resident_at_first(f);
     for (uint32_t i = 0; i < f->resident_count; i++) {
         f->resident[f->priority[i]] = true;

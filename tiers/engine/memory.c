@@ -324,7 +324,6 @@ void extent_created(struct kvt_engine *e, uint32_t extent, int code) {
         s->device_bytes -= x->bytes;
         s->extent_count--;
         d->full = true;
-        s->create_error = (uint32_t)(code < 0 ? -code : code);
         kvt_ranges_destroy(&x->space);
         x->state = 0;
         return;

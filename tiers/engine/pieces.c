@@ -479,25 +479,6 @@ int pieces_build(struct kvt_engine *e, struct cache *c, const struct step_shape 
 
 /* ---- sizes -------------------------------------------------------------------------------------------- */
 
-/* Tokens of a segment worker's streamed piece: whole blocks, at least one. */
-uint32_t piece_tokens_of(const struct kvt_engine *e, const struct family *f) {
-    uint64_t token_bytes = 1;
-    for (uint32_t l = 0; l < f->layer_count; l++) {
-        uint64_t bytes = (uint64_t)f->bytes[l].k + f->bytes[l].v;
-        token_bytes = bytes > token_bytes ? bytes : token_bytes;
-    }
-    uint64_t tokens = f->piece_tokens;
-    if (tokens == 0) {
-        tokens = e->devices[e->sessions[f->session].device].config.piece_bytes / token_bytes;
-    }
-    uint32_t block_tokens = e->config.block_tokens;
-    tokens = tokens / block_tokens * block_tokens;
-    if (tokens > KVT_TOKENS_MAX / block_tokens * block_tokens) {
-        tokens = KVT_TOKENS_MAX / block_tokens * block_tokens;
-    }
-    return tokens < block_tokens ? block_tokens : (uint32_t)tokens;
-}
-
 /* The largest streamed piece of the cache, for dense workers with so many tokens a row. */
 uint64_t slot_bytes_needed(const struct kvt_engine *e, const struct cache *c, uint32_t capacity) {
     const struct family *f = c->family;
@@ -514,24 +495,7 @@ uint64_t slot_bytes_needed(const struct kvt_engine *e, const struct cache *c, ui
     return most;
 }
 
-/* Three, and one for each streamed layer that is held for later readers at the same time; 0 if
- * nothing is streamed. A static cache, which restarts its slots each step, avoids a remainder of 1. */
 uint32_t slots_needed(const struct kvt_engine *e, const struct family *f) {
-    uint32_t streamed = f->layer_count - f->resident_count;
-    if (streamed == 0) {
-        return 0;
-    }
-    uint32_t held_most = 0;
-    for (uint32_t at = 0; at < f->layer_count && !family_is_segment(e, f); at++) {
-        uint32_t held = 0;
-        for (uint32_t l = 0; l < at; l++) {
-            held += !f->resident[l] && f->layers[l].last_reader >= at;
-        }
-        held_most = held > held_most ? held : held_most;
-    }
-    uint32_t slots = 3 + held_most;
-    if (f->is_static && slots > 1 && streamed % slots == 1) {
-        slots++;
-    }
-    return slots < KVT_SLOTS_MAX ? slots : KVT_SLOTS_MAX;
+    return plan_slots(f->layers, f->layer_count, f->resident, !family_is_segment(e, f),
+                      f->is_static);
 }

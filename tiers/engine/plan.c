@@ -70,24 +70,43 @@ static struct layer_cost layer_cost(const struct kvt_engine *e, const struct kvt
         .slot_bytes = r->worker_kind == KVT_WORKER_DENSE ? whole : size_of(1, piece_tokens, token)};
 }
 
-static uint32_t plan_slots(const struct kvt_plan_request *r, const bool *resident,
-                           uint32_t streamed) {
-    if (streamed == 0) {
-        return 0;
-    }
+/* Three, and one for each streamed layer that a dense worker holds for later readers at the same
+ * time; 0 if nothing is streamed. A static cache, which restarts its slots each step, avoids a
+ * remainder of 1. */
+uint32_t plan_slots(const struct kvt_layer_layout *layers, uint32_t layer_count,
+                    const bool *resident, bool dense, bool is_static) {
+    uint32_t streamed = 0;
     uint32_t held_most = 0;
-    for (uint32_t at = 0; at < r->layout->layer_count && r->worker_kind == KVT_WORKER_DENSE; at++) {
+    for (uint32_t at = 0; at < layer_count; at++) {
+        streamed += !resident[at];
         uint32_t held = 0;
-        for (uint32_t l = 0; l < at; l++) {
-            held += !resident[l] && r->layout->layers[l].last_reader >= at;
+        for (uint32_t l = 0; dense && l < at; l++) {
+            held += !resident[l] && layers[l].last_reader >= at;
         }
         held_most = held > held_most ? held : held_most;
     }
-    uint32_t slots = 3 + held_most;
-    if (r->options->mode == KVT_MODE_OFFLOADED_STATIC && streamed % slots == 1) {
-        slots++;
+    if (streamed == 0) {
+        return 0;
     }
+    uint32_t slots = 3 + held_most;
+    slots += is_static && streamed % slots == 1;
     return slots < KVT_SLOTS_MAX ? slots : KVT_SLOTS_MAX;
+}
+
+/* Tokens of a segment worker's streamed piece: whole blocks, at least one. `wanted` 0: as many as
+ * the device's piece size holds. */
+uint32_t plan_piece_tokens(const struct kvt_engine *e, const struct kvt_layer_layout *layers,
+                           uint32_t layer_count, uint32_t device, uint32_t wanted) {
+    uint64_t token_bytes = 1;
+    for (uint32_t l = 0; l < layer_count; l++) {
+        uint64_t bytes =
+            (uint64_t)kvt_layer_k_token_bytes(&layers[l]) + kvt_layer_v_token_bytes(&layers[l]);
+        token_bytes = bytes > token_bytes ? bytes : token_bytes;
+    }
+    uint64_t tokens = wanted != 0 ? wanted : e->devices[device].config.piece_bytes / token_bytes;
+    tokens = tokens < KVT_TOKENS_MAX ? tokens : KVT_TOKENS_MAX;
+    tokens = tokens / e->config.block_tokens * e->config.block_tokens;
+    return tokens < e->config.block_tokens ? e->config.block_tokens : (uint32_t)tokens;
 }
 
 /* Fills `out` for a resident set of the first `count` layers of the order. */
@@ -119,25 +138,10 @@ static void plan_at(const struct kvt_engine *e, const struct kvt_plan_request *r
             ((uint64_t)kvt_layer_k_token_bytes(layer) + kvt_layer_v_token_bytes(layer));
         out->slot_bytes = cost.slot_bytes > out->slot_bytes ? cost.slot_bytes : out->slot_bytes;
     }
-    out->slots = plan_slots(r, resident, r->layout->layer_count - count);
+    out->slots = plan_slots(r->layout->layers, r->layout->layer_count, resident,
+                            r->worker_kind == KVT_WORKER_DENSE,
+                            r->options->mode == KVT_MODE_OFFLOADED_STATIC);
     out->device_bytes = add(out->device_bytes, size_of(1, out->slots, out->slot_bytes));
-}
-
-static uint32_t plan_piece_tokens(const struct kvt_engine *e, const struct kvt_plan_request *r) {
-    uint64_t token_bytes = 1;
-    for (uint32_t l = 0; l < r->layout->layer_count; l++) {
-        const struct kvt_layer_layout *layer = &r->layout->layers[l];
-        uint64_t bytes = (uint64_t)kvt_layer_k_token_bytes(layer) + kvt_layer_v_token_bytes(layer);
-        token_bytes = bytes > token_bytes ? bytes : token_bytes;
-    }
-    uint64_t tokens = r->options->piece_tokens != 0
-                          ? r->options->piece_tokens
-                          : e->devices[r->device].config.piece_bytes / token_bytes;
-    tokens = tokens / e->config.block_tokens * e->config.block_tokens;
-    tokens = tokens < KVT_TOKENS_MAX
-                 ? tokens
-                 : KVT_TOKENS_MAX / e->config.block_tokens * e->config.block_tokens;
-    return tokens < e->config.block_tokens ? e->config.block_tokens : (uint32_t)tokens;
 }
 
 int kvt_engine_plan(const struct kvt_engine *e, const struct kvt_plan_request *r,
@@ -172,9 +176,11 @@ int kvt_engine_plan(const struct kvt_engine *e, const struct kvt_plan_request *r
         most = r->layout->layer_count;
     }
     uint32_t least = o->mode == KVT_MODE_STATIC ? most : 0;
+    uint32_t piece_tokens =
+        plan_piece_tokens(e, r->layout->layers, r->layout->layer_count, r->device, o->piece_tokens);
     struct kvt_plan plan;
     for (uint32_t count = most;; count--) {
-        plan_at(e, r, order, count, plan_piece_tokens(e, r), &plan);
+        plan_at(e, r, order, count, piece_tokens, &plan);
         if (plan.device_bytes <= budget || count == least) {
             break;
         }

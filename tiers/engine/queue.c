@@ -282,7 +282,7 @@ static void request_abort(struct kvt_engine *e, struct session *s, const struct 
 
 static void acquire_open(struct kvt_engine *e, struct session *s, const struct kvt_request *r) {
     const struct schedule *sc = &s->schedule;
-        if (sc->phase == PHASE_OPEN && sc->committed < sc->steps && sc->cache->id == r->cache) {
+    if (sc->phase == PHASE_OPEN && sc->committed < sc->steps && sc->cache->id == r->cache) {
         answer_schedule(e, s, r->tag);
     } else {
         answer_error(e, r->session, r->tag, -KVT_ESTATE,

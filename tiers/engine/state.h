@@ -184,7 +184,6 @@ struct cache {
     uint32_t tokens_max;
     uint32_t append_max;
     uint64_t version; /* changes when rows do (not on crop) */
-    bool closing;
     char name[KVT_NAME_BYTES];
     struct kvt_counters counters;
     uint64_t need_to_bytes;
@@ -359,7 +358,6 @@ struct session {
     uint64_t device_bytes;
     uint64_t host_bytes;
     uint64_t last_step_ms;
-    uint32_t create_error; /* of the last extent that could not be created; 0: none */
     struct kvt_counters counters;
 };
 
@@ -489,7 +487,7 @@ int pieces_build(struct kvt_engine *e, struct cache *c, const struct step_shape 
 void pieces_mark_sources(struct kvt_engine *e, struct cache *c, const struct step_shape *shape);
 void pieces_clear(struct pieces *p);
 void pieces_free(struct pieces *p);
-uint32_t piece_tokens_of(const struct kvt_engine *e, const struct family *f);
+
 uint64_t slot_bytes_needed(const struct kvt_engine *e, const struct cache *c, uint32_t capacity);
 uint32_t slots_needed(const struct kvt_engine *e, const struct family *f);
 
@@ -554,6 +552,10 @@ void demote_progress(struct kvt_engine *e, struct session *s);
 struct family *session_family(const struct kvt_engine *e, const struct session *s, uint32_t *at);
 
 /* ---- plan.c --------------------------------------------------------------------------------------------------- */
+uint32_t plan_slots(const struct kvt_layer_layout *layers, uint32_t layer_count,
+                    const bool *resident, bool dense, bool is_static);
+uint32_t plan_piece_tokens(const struct kvt_engine *e, const struct kvt_layer_layout *layers,
+                           uint32_t layer_count, uint32_t device, uint32_t wanted);
 void plan_priority(uint32_t layer_count, const struct kvt_layer_layout *layers, uint32_t *order);
 
 #endif
