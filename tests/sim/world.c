@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { EVENTS_MAX = 2000000 };
+
 /* An assertion of the engine or the issuer is a finding like any other. One run at a time. */
 static struct sim *running;
 
@@ -19,7 +21,7 @@ void sim_fail(struct sim *sim, const char *format, ...) {
         snprintf(sim->reason, sizeof(sim->reason), "at %llu us: ", (unsigned long long)sim->now_us);
     (void)vsnprintf(sim->reason + n, sizeof(sim->reason) - (size_t)n, format, list);
     va_end(list);
-    longjmp(sim->failure, 1);
+    longjmp(sim->failure, 1); /* lint: allow call: out of whatever depth, as a failed run must */
 }
 
 static void on_assert(const char *file, int line, const char *condition) {
@@ -274,7 +276,9 @@ static void loop(struct sim *sim) {
         struct sim_event event = event_take(&sim->events);
         sim->now_us = event.time_us;
         event.run(sim, event.object, event.value);
-        sim->stats.events++;
+        if (++sim->stats.events > EVENTS_MAX) {
+            sim_fail(sim, "%d events, and no end in sight", EVENTS_MAX);
+        }
         if (sim->stats.events % sim->check_every == 0) {
             sim_check(sim);
         }
@@ -301,7 +305,7 @@ bool sim_run(struct sim *sim, const struct sim_options *options) {
     sim_random_seed(&sim->random, options->seed);
     running = sim;
     kvt_assert_hook_set(on_assert);
-    bool ok = setjmp(sim->failure) == 0;
+    bool ok = setjmp(sim->failure) == 0; /* lint: allow call: see sim_fail */
     if (ok) {
         begin(sim);
         loop(sim);
