@@ -77,6 +77,7 @@ static void created(struct sim *sim, struct sim_worker *w, const struct sim_requ
     *c = r->blank;
     c->id = answer->cache;
     c->slots = answer->slots;
+    c->rows_created = c->row_count;
 }
 
 static void accepted(struct sim *sim, struct sim_worker *w, const struct sim_request *r,

@@ -4,6 +4,7 @@
 #include "tests/sim/sim.h"
 
 #include <getopt.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,6 +38,8 @@ static const char *const rule_names[KVT_BREAK_RULES_COUNT] = {
     "plane-freed-under-referrer",
     "crop-keeps-length",
 };
+
+enum { SEED_SECONDS_MAX = 60 };
 
 static struct sim sim;
 
@@ -103,9 +106,20 @@ static void print_stats(const struct sim_stats *s) {
     printf("\n");
 }
 
+/* A call of the engine that does not return is a failure too. */
+static void on_alarm(int signal) {
+    char text[96];
+    int n = snprintf(text, sizeof(text), "FAILED seed %llu: it ran for more than %d s\n",
+                     (ull)sim.options.seed, SEED_SECONDS_MAX);
+    ssize_t wrote = write(1, text, (size_t)n);
+    _exit(wrote == n ? 1 : 2);
+}
+
 /* A failed run leaves the engine as it is: nothing is freed, and the process ends. */
 static bool run_seed(const struct sim_options *options, struct sim_stats *total) {
+    (void)alarm(SEED_SECONDS_MAX);
     bool ok = sim_run(&sim, options);
+    (void)alarm(0);
     add_stats(total, &sim.stats);
     if (!ok) {
         printf("FAILED seed %llu: %s\n", (ull)options->seed, sim.reason);
@@ -185,7 +199,8 @@ static bool noticed(const struct sim_options *options, char *reason, size_t size
         exit(2);
     }
     if (child == 0) {
-        (void)alarm(20);
+        (void)signal(SIGALRM, SIG_DFL);
+        (void)alarm(SEED_SECONDS_MAX);
         bool ok = sim_run(&sim, options);
         ssize_t wrote = ok ? 0 : write(fds[1], sim.reason, strlen(sim.reason));
         _exit(ok && wrote == 0 ? 0 : 1);
@@ -276,6 +291,7 @@ int main(int argc, char **argv) {
     double seconds = 10;
     uint64_t count = 0;
     int c;
+    (void)signal(SIGALRM, on_alarm);
     while ((c = getopt_long(argc, argv, "", known, NULL)) != -1) {
         switch (c) {
         case 's':

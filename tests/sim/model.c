@@ -97,6 +97,13 @@ static bool step_refused(const struct sim_worker *w, const struct sim_cache *c,
     return false;
 }
 
+/* A static cache of a dense worker has the addresses of so many rows. */
+static bool rows_refused(const struct sim_worker *w, const struct sim_cache *c, uint64_t rows) {
+    bool is_static = c->mode == KVT_MODE_STATIC || c->mode == KVT_MODE_OFFLOADED_STATIC;
+    return rows == 0 || rows > KVT_ROWS_MAX ||
+           (is_static && w->kind == KVT_WORKER_DENSE && rows > c->rows_created);
+}
+
 static bool acquire_refused(const struct sim_cache *c, const struct sim_request *r) {
     bool refused = r->tokens > c->append_max;
     for (uint32_t i = 0; i < c->row_count && c->tokens_max != 0; i++) {
@@ -127,9 +134,9 @@ bool sim_model_refuses(const struct sim_worker *w, const struct sim_request *r) 
     case KVT_REQUEST_REORDER:
         return rows_outside(c, r) || r->count != c->row_count;
     case KVT_REQUEST_SELECT:
-        return rows_outside(c, r) || r->count == 0;
+        return rows_outside(c, r) || rows_refused(w, c, r->count);
     case KVT_REQUEST_REPEAT:
-        return r->times < 1 || (uint64_t)r->times * c->row_count > KVT_ROWS_MAX;
+        return rows_refused(w, c, (uint64_t)r->times * c->row_count);
     case KVT_REQUEST_CROP:
         return r->count != 1 && r->count != c->row_count;
     default:
@@ -161,6 +168,7 @@ static void cache_fork(struct sim *sim, struct sim_worker *w, struct sim_cache *
     memset(copy.rows, 0, sizeof(copy.rows));
     copy.id = id;
     copy.may_move = c->may_move = true;
+    copy.rows_created = count;
     *to = copy;
     rows_map(to, c, map, count);
 }
@@ -194,7 +202,6 @@ static void edit_rows(struct sim *sim, struct sim_worker *w, struct sim_cache *c
     if (r->kind == KVT_REQUEST_FORK) {
         cache_fork(sim, w, c, map, count, id);
     } else {
-        c->may_move = c->may_move || count != c->row_count;
         rows_map(c, c, map, count);
     }
 }

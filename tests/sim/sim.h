@@ -170,8 +170,9 @@ struct sim_cache {
     uint32_t layer_count;
     struct kvt_layer_layout layers[SIM_LAYERS_MAX];
     uint32_t row_count;
+    uint32_t rows_created; /* static: never more */
     struct sim_row rows[SIM_ROWS_MAX];
-    bool may_move; /* static, but forked or with another number of rows than at first */
+    bool may_move; /* forked, or a fork: the two share planes, and one of them must give way */
     /* Static: where each layer was when it was first seen; extent 0: not seen. */
     uint32_t static_extent[SIM_LAYERS_MAX];
     uint64_t static_offset[SIM_LAYERS_MAX];
