@@ -242,6 +242,7 @@ static void migration_flip(struct kvt_engine *e, struct session *s, struct migra
     struct family *f = m->family;
     KVT_ASSERT(f->resident[m->layer] == m->to_host);
     f->resident[m->layer] = !m->to_host;
+    f->changed_ms = m->to_host ? e->now_ms : f->changed_ms;
     f->resident_count += m->to_host ? (uint32_t)-1 : 1u;
     if (m->to_host) {
         gpu_places_free(e, f, m->layer);
@@ -268,12 +269,14 @@ static void migration_end(struct kvt_engine *e, struct session *s, bool flip) {
     } else if (!flip) {
         gpu_places_free(e, m->family, m->layer);
         m->family->demoted = false; /* stays where it is; not tried again at every step */
+        m->family->changed_ms = e->now_ms;
     }
     moved_forget(m->family);
     s->give_backs_left = GIVE_BACKS_MAX; /* there are fewer layers each time: it ends */
     e->devices[s->device].changed_ms = e->now_ms;
     e->epoch++;
     *m = (struct migration){0};
+    slots_shrink(e, s); /* the last streamed layer may have come back */
 }
 
 /* Submits the copies of what goes now. 0 or a count of operations; -KVT_ENOMEM. */
@@ -404,6 +407,38 @@ int demote_layer(struct kvt_engine *e, struct session *s, struct family *f) {
     return KVT_WAIT;
 }
 
+/* Layers that may be resident in the family's mode. */
+static uint32_t resident_most(const struct family *f) {
+    if (f->resident_layers_max < f->layer_count) {
+        return f->resident_layers_max;
+    }
+    bool offloaded = f->mode == KVT_MODE_OFFLOADED || f->mode == KVT_MODE_OFFLOADED_STATIC;
+    return f->resident_layers_max == UINT32_MAX && offloaded ? 0 : f->layer_count;
+}
+
+/* Device memory that a layer of the family would take now. */
+static uint64_t resident_bytes(const struct kvt_engine *e, const struct family *f, uint32_t l) {
+    uint64_t bytes = 0;
+    for (const struct group *g = f->groups; g != NULL && family_is_segment(e, f); g = g->next) {
+        bytes += group_layer_bytes(e, f, g->block_count, l);
+    }
+    const struct cache *c;
+    for (uint32_t at = 0; !family_is_segment(e, f) && (c = family_cache(e, f, &at)) != NULL;) {
+        bytes += size_of(c->row_count, c->capacity, (uint64_t)f->bytes[l].k + f->bytes[l].v);
+    }
+    return bytes;
+}
+
+/* Whether a family that had to give way may have a layer back: nothing has left for a while, and
+ * there is room for twice as much, so that the next step's growth does not send it away again. */
+bool promote_is_due(const struct kvt_engine *e, const struct session *s, const struct family *f) {
+    if (f->is_static || f->resident_count >= resident_most(f) ||
+        e->now_ms - f->changed_ms < e->config.idle_after_ms) {
+        return false;
+    }
+    return 2 * resident_bytes(e, f, f->priority[f->resident_count]) <= dev_available(e, s);
+}
+
 /* Brings the most important layer that is not resident back. KVT_READY: all are, or there is no
  * room. */
 int promote_layer(struct kvt_engine *e, struct session *s, struct family *f) {
@@ -411,13 +446,7 @@ int promote_layer(struct kvt_engine *e, struct session *s, struct family *f) {
     if (s->migration.family != NULL) {
         return KVT_WAIT;
     }
-    uint32_t most = f->layer_count;
-    if (f->resident_layers_max < most) {
-        most = f->resident_layers_max;
-    } else if (f->resident_layers_max == UINT32_MAX && f->mode == KVT_MODE_OFFLOADED) {
-        most = 0;
-    }
-    if (f->resident_count >= most) {
+    if (f->resident_count >= resident_most(f)) {
         return KVT_READY;
     }
     if (!family_is_segment(e, f) && planes_renew(e, f) != KVT_READY) {

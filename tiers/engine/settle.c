@@ -255,20 +255,20 @@ static int settle_once(struct kvt_engine *e, struct session *s, struct step_plan
     return result;
 }
 
-/* Brings a cache that was idle back to the device, as far as there is room. KVT_WAIT: a layer is on
- * its way. */
-static int settle_promotion(struct kvt_engine *e, struct session *s, struct family *f) {
+/* Brings layers back to the device: of a cache that was idle as many as there is room for, of one
+ * that had to give way one at a time, when there has been ample room for a while. KVT_WAIT: a layer
+ * is on its way. */
+static int settle_promotion(struct kvt_engine *e, struct session *s, struct family *f,
+                            bool first_attempt) {
     if (s->migration.family != NULL) {
         return KVT_WAIT;
     }
-    if (!f->demoted) {
-        return KVT_READY;
+    if (f->demoted) {
+        int rc = promote_layer(e, s, f);
+        f->demoted = rc == KVT_WAIT;
+        return rc == KVT_WAIT ? KVT_WAIT : KVT_READY;
     }
-    int rc = promote_layer(e, s, f);
-    if (rc != KVT_WAIT) {
-        f->demoted = false;
-    }
-    return rc == KVT_WAIT ? KVT_WAIT : KVT_READY;
+    return first_attempt && promote_is_due(e, s, f) ? promote_layer(e, s, f) : KVT_READY;
 }
 
 /* Tries to open the schedule that the request asks for. KVT_READY: it is open. KVT_WAIT: call again
@@ -280,7 +280,7 @@ int step_request(struct kvt_engine *e, struct session *s, struct pending *p, cha
     if (!p->started) {
         s->demote_failed = false;
     }
-    int rc = settle_promotion(e, s, c->family);
+    int rc = settle_promotion(e, s, c->family, !p->started);
     if (rc != KVT_READY) {
         return rc;
     }

@@ -136,6 +136,7 @@ struct family {
     bool is_static;
     bool demoted;           /* was idle: all layers went to the host */
     uint32_t demote_wanted; /* layers that another session waits for */
+    uint64_t changed_ms;    /* when a layer last left, or could not come back */
     struct kvt_layer_layout *layers;
     struct layer_bytes *bytes;
     bool *resident;     /* [layer] */
@@ -542,6 +543,7 @@ static inline bool ops_drained(const struct op_window *w) {
 int demote_layer(struct kvt_engine *e, struct session *s, struct family *f);
 void demote_early(struct kvt_engine *e, struct session *s, struct family *f);
 int promote_layer(struct kvt_engine *e, struct session *s, struct family *f);
+bool promote_is_due(const struct kvt_engine *e, const struct session *s, const struct family *f);
 void migrate_completion(struct kvt_engine *e, struct session *s, struct op_record *r);
 void migrate_progress(struct kvt_engine *e, struct session *s);
 
