@@ -301,6 +301,35 @@ static void idle_gives_way(uint32_t kind) {
     kvth_stop(&h);
 }
 
+/* A cache that had to give way gets its layers back, one a step, once there has been room for a
+ * while; then it needs no slots any more. */
+static void test_layers_come_back(void) {
+    struct kvth_config c = {.device_budget_bytes = 256u << 10, .extent_bytes = 16u << 10};
+    kvth_start(&h, &c);
+    uint32_t here = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    uint32_t other = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvth_cache *a = create(here, LAYERS, KVT_MODE_DYNAMIC, 1);
+    struct kvth_cache *b = create(other, LAYERS, KVT_MODE_DYNAMIC, 1);
+    kvth_step(&h, a, 2000, 1);
+    kvth_step(&h, b, 3000, 1);
+    CU_ASSERT_TRUE(resident(a) + resident(b) < 2 * LAYERS);
+    kvth_close(&h, b);
+    uint32_t left = resident(a);
+    kvth_step(&h, a, 1, 1);
+    CU_ASSERT_EQUAL(resident(a), left); /* not at once */
+    kvth_tick(&h, 6000);
+    for (uint32_t i = left; i < LAYERS; i++) {
+        kvth_step(&h, a, 1, 1);
+        CU_ASSERT_EQUAL(resident(a), i + 1);
+    }
+    CU_ASSERT_EQUAL(info_of(a).slots, 0);
+    CU_ASSERT_EQUAL(info_of(a).host_bytes, 0);
+    kvth_step(&h, a, 10, 2);
+    kvth_leave(&h, here);
+    kvth_leave(&h, other);
+    kvth_stop(&h);
+}
+
 static void test_idle_gives_way(void) {
     idle_gives_way(KVT_WORKER_SEGMENT);
     idle_gives_way(KVT_WORKER_DENSE);
@@ -477,6 +506,7 @@ int main(void) {
         {"first step larger than the device", test_first_step_larger_than_the_device},
         {"residency is nested", test_residency_is_nested},
         {"an idle session gives way", test_idle_gives_way},
+        {"layers come back", test_layers_come_back},
         {"idle slots go and come back", test_idle_slots_go_and_come_back},
         {"a stopped worker holds nobody up", test_stopped_worker_holds_nobody_up},
         {"promotion waits for what reads the host", test_promotion_waits_for_what_reads_the_host},
