@@ -217,7 +217,8 @@ static int run(struct program *p) {
         .watch = kvt_report_watch(&p->report),
     };
     int rc = kvt_generate(&p->generate, p->err, sizeof(p->err));
-    for (uint32_t i = 0; rc == -KVT_EGONE && !o->local && i < STARTS_OVER_MAX; i++)
+    /* no kv: the next daemon did not come */
+    for (uint32_t i = 0; rc == -KVT_EGONE && p->kv && !o->local && i < STARTS_OVER_MAX; i++)
         rc = start_over(p);
     if (rc == 0 || rc == -KVT_EABORTED)
         kvt_report_finish(&p->report, &p->generate, kvt_pool_threads(p->pool));

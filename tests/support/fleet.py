@@ -1,7 +1,7 @@
 """Several workers of one private kvtierd, watched while they work.
 
     with Fleet(sets={...}) as fleet:
-        worker = fleet.start("--mode", "offloaded")
+        worker = fleet.start("--mode", "offloaded")  # kvtier-synth, unless name= says another
         fleet.finish(worker)
 
 A thread asks the daemon for its tiers all the time: a budget that is exceeded fails the test. At the
@@ -71,9 +71,9 @@ class Fleet:
         self.workers = []
         self.watch = Watch(self.daemon) if watched else None
 
-    def start(self, *args):
+    def start(self, *args, name="kvtier-synth"):
         worker = subprocess.Popen(
-            [program("kvtier-synth"), "--runtime-dir", self.daemon.runtime_dir, *map(str, args)],
+            [program(name), "--runtime-dir", self.daemon.runtime_dir, *map(str, args)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.workers.append(worker)
         return worker
