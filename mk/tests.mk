@@ -104,10 +104,12 @@ test-process: test-build
 test-python: test-build
 	@$(RUN) --variant $(VARIANT) python
 
-# Workers on tiny budgets, one of them killed at a random moment so many times: make test-kill KILLS=1000
+# Workers on tiny budgets, one of them killed at a random moment so many times: synthetic ones, kvtier-run
+# with a tiny model, and 5 times with the real one: make test-kill KILLS=1000
 KILLS ?= 200
 test-kill: test-build
 	@KILLS=$(KILLS) $(RUN) --variant $(VARIANT) process --only test_faults
+	@KVT_KILLS=$(KILLS) $(RUN) --variant $(VARIANT) crash
 
 # The sanitizers take several times as long, so the simulator gets a third of the time.
 test-asan test-tsan: test-%:
