@@ -255,6 +255,18 @@ static int settle_once(struct kvt_engine *e, struct session *s, struct step_plan
     return result;
 }
 
+/* Whether another session waits for memory of the same device. */
+static bool others_gather(const struct kvt_engine *e, const struct session *s) {
+    for (uint32_t i = 0; i < e->config.sessions_max; i++) {
+        const struct session *other = &e->sessions[i];
+        if (other != s && other->in_use && !other->hung && other->device == s->device &&
+            other->settling && other->migration.family == NULL) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Brings layers back to the device: of a cache that was idle as many as there is room for, of one
  * that had to give way one at a time, when there has been ample room for a while. KVT_WAIT: a layer
  * is on its way. */
@@ -262,6 +274,9 @@ static int settle_promotion(struct kvt_engine *e, struct session *s, struct fami
                             bool first_attempt) {
     if (s->migration.family != NULL) {
         return KVT_WAIT;
+    }
+    if (f->demoted && others_gather(e, s)) {
+        f->demoted = false; /* they would take the layers away again, and so on */
     }
     if (f->demoted) {
         int rc = promote_layer(e, s, f);
