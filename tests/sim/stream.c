@@ -392,25 +392,26 @@ void sim_stream_begin(struct sim *sim, struct sim_worker *w) {
     sim_stream_resume(sim, w);
 }
 
-/* Whether something that is not over yet touches the extent. */
+/* Whether something that is not over yet touches the extent: what is enqueued, in whose steps earlier
+ * pieces may still be read, and what will be. */
 bool sim_stream_uses(const struct sim_worker *w, uint32_t extent) {
     const struct sim_schedule *s = &w->schedule;
     if (!s->open) {
         return false;
     }
+    uint32_t step = s->enqueue_step;
     for (uint32_t i = w->stream_head; i < w->stream_count; i++) {
         const struct sim_stream_op *op = &w->stream[i];
         const struct kvt_sched_move *m = &s->moves[op->index];
-        if ((op->kind == SIM_MOVE && (m->source_extent == extent || m->target_extent == extent)) ||
-            (op->kind == SIM_ATTEND && s->pieces[op->index].extent == extent)) {
+        if (op->kind == SIM_MOVE && (m->source_extent == extent || m->target_extent == extent)) {
             return true;
         }
+        step = op->step < step ? op->step : step;
     }
-    if (!s->begun) {
+    if (step >= s->header.steps_count || (s->failed != 0 && w->stream_head == w->stream_count)) {
         return false;
     }
-    uint32_t first = s->steps[s->enqueue_step].piece_first + s->enqueue_piece;
-    for (uint32_t i = first; i < s->header.pieces_count && s->failed == 0; i++) {
+    for (uint32_t i = s->steps[step].piece_first; i < s->header.pieces_count; i++) {
         if (s->pieces[i].extent == extent) {
             return true;
         }
