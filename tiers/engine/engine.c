@@ -431,9 +431,7 @@ uint64_t kvt_engine_deadline_ms(const struct kvt_engine *e) {
         const struct session *s = &e->sessions[i];
         for (uint32_t j = 0; s->in_use && !s->hung && j < s->queue_count; j++) {
             const struct pending *p = &s->queue[j];
-            uint64_t since = e->devices[s->device].changed_ms;
-            since = since < p->since_ms ? p->since_ms : since;
-            uint64_t at = since + e->config.reclaim_deadline_ms;
+            uint64_t at = pending_deadline_ms(e, s, p);
             at = at < e->now_ms + 100 ? at : e->now_ms + 100; /* somebody else may be asked */
             deadline = p->started && at < deadline ? at : deadline;
         }

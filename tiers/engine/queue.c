@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define WAITS_MAX 16 /* reclaim deadlines that a request waits at most */
+
 static void pending_free(struct pending *p) {
     free(p->layout);
     free(p->rows);
@@ -215,6 +217,7 @@ void queue_progress(struct kvt_engine *e, struct session *s) {
                             p->request.cache);
         }
         if (rc == KVT_WAIT) {
+            p->started_ms = p->started ? p->started_ms : e->now_ms;
             p->started = true;
             p->epoch = epoch;
             i++;
@@ -229,6 +232,17 @@ void queue_progress(struct kvt_engine *e, struct session *s) {
     settling_update(e, s);
 }
 
+/* When a request that waits for memory fails: when none has come or gone for a while, and at last in
+ * any case, since what comes and goes may never suffice. */
+uint64_t pending_deadline_ms(const struct kvt_engine *e, const struct session *s,
+                             const struct pending *p) {
+    uint64_t changed_ms = e->devices[s->device].changed_ms;
+    uint64_t since_ms = changed_ms > p->started_ms ? changed_ms : p->started_ms;
+    uint64_t last_ms = p->started_ms + (uint64_t)WAITS_MAX * e->config.reclaim_deadline_ms;
+    uint64_t deadline_ms = since_ms + e->config.reclaim_deadline_ms;
+    return deadline_ms < last_ms ? deadline_ms : last_ms;
+}
+
 /* A request that has waited for others' memory for too long fails. */
 void queue_expire(struct kvt_engine *e, struct session *s) {
     for (uint32_t i = 0; i < s->queue_count;) {
@@ -236,11 +250,9 @@ void queue_expire(struct kvt_engine *e, struct session *s) {
         if (p->started && e->now_ms - p->since_ms >= ASK_AGAIN_MS) {
             dev_take_from_younger(e, s, p->since_ms);
         }
-        uint64_t since = e->devices[s->device].changed_ms;
-        since = since < p->since_ms ? p->since_ms : since;
         bool gathers = is_step(&p->request) || p->request.kind == KVT_REQUEST_CREATE;
         if (!p->started || !gathers || s->migration.family != NULL ||
-            s->schedule.phase != PHASE_NONE || e->now_ms - since < e->config.reclaim_deadline_ms) {
+            s->schedule.phase != PHASE_NONE || e->now_ms < pending_deadline_ms(e, s, p)) {
             i++;
             continue;
         }

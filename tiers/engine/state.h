@@ -305,8 +305,9 @@ struct pending {
     uint32_t *rows;
     uint32_t *values;
     uint64_t since_ms;
-    uint64_t epoch; /* the engine's when it was last tried */
-    bool started;   /* it waits for memory, not for its turn */
+    uint64_t epoch;      /* the engine's when it was last tried */
+    bool started;        /* it waits for memory, not for its turn */
+    uint64_t started_ms; /* when it was first tried in vain */
 };
 
 /* A family's layer on its way between device and host. */
@@ -403,6 +404,8 @@ void request_enter(struct kvt_engine *e, const struct kvt_request *r);
 void queue_progress(struct kvt_engine *e, struct session *s);
 void queue_drop(struct kvt_engine *e, struct session *s);
 void queue_expire(struct kvt_engine *e, struct session *s);
+uint64_t pending_deadline_ms(const struct kvt_engine *e, const struct session *s,
+                             const struct pending *p);
 
 /* ---- engine.c: actions ---------------------------------------------------------------------------- */
 struct kvt_action *action_push(struct kvt_engine *e, uint32_t kind);
