@@ -9,7 +9,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -49,6 +49,8 @@ static void daemon_start(const char *budget) {
     CU_ASSERT_FATAL(daemon_pid >= 0);
     if (daemon_pid == 0) {
         int null = open("/dev/null", O_RDWR);
+        (void)prctl(PR_SET_PDEATHSIG, SIGTERM);
+        (void)dup2(null, STDOUT_FILENO);
         (void)dup2(null, STDERR_FILENO);
         (void)execl(program, program, "--config", "/dev/null", "--runtime-dir", runtime_dir,
                     "--set", set, "--set", "host.budget=64MiB", "--set", "host.chunk=1MiB",
