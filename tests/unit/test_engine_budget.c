@@ -61,7 +61,7 @@ static void test_device_refusal_names_budget_and_need(void) {
     struct kvt_request r = {
         .kind = KVT_REQUEST_CREATE, .session = s, .layout = &layout, .options = &o};
     REFUSED(kvth_ask(&h, &r), KVT_EQUOTA, "create: device memory", "65536", "budget",
-            "raise [device] budget");
+            "raise the device's budget");
     CU_ASSERT_EQUAL(kvth_device_used(&h), 0);
     o = kvth_options(KVT_MODE_OFFLOADED, 1);
     o.piece_tokens = 8 * KVTH_BLOCK;

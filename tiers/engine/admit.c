@@ -164,7 +164,7 @@ static void say_why(const struct kvt_engine *e, const struct session *s, const s
     kvt_text_format(
         text, KVT_TEXT_BYTES,
         "%s: device memory: %llu bytes more are needed, %llu of the budget of %llu are "
-        "in use (%llu by this worker) and none can be moved to the host; raise [device] "
+        "in use (%llu by this worker) and none can be moved to the host; raise the device's "
         "budget, close a cache%s",
         what, (unsigned long long)e->short_bytes, (unsigned long long)d->used_bytes,
         (unsigned long long)d->config.budget_bytes, (unsigned long long)s->device_bytes,

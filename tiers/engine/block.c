@@ -5,14 +5,16 @@
  * blocks of one row lie next to each other and move in one copy.
  *
  * A row's table names its blocks in order. Rows share blocks by reference. A block that is shared,
- * or that was ever full, is never written: who would write gets a copy (step.c).
+ * or that was ever full, is never written: who would write gets a copy (settle.c).
  */
 #include "tiers/engine/state.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define GROUP_BLOCKS_MAX 16u
+#define GROUP_BLOCKS_MAX    16u
+#define ENTRIES_PER_BLOCK   8u         /* of row tables, in the daemon */
+#define SESSION_ENTRIES_MAX (2u << 20) /* 512 Mi tokens of rows, with blocks of 256 */
 
 /* ---- families ------------------------------------------------------------------------------------ */
 
@@ -83,6 +85,7 @@ static void group_free(struct kvt_engine *e, struct group *g) {
         g->next->previous = g->previous;
     }
     e->block_count -= g->block_count;
+    f->block_count -= g->block_count;
     free(g->host);
     free(g->gpu);
     free(g->blocks);
@@ -128,6 +131,7 @@ static int group_create(struct kvt_engine *e, struct family *f, uint32_t blocks,
         return -KVT_ENOMEM;
     }
     e->block_count += blocks;
+    f->block_count += blocks;
     int result = KVT_READY;
     for (uint32_t l = 0; l < f->layer_count && result >= 0; l++) {
         uint64_t bytes = group_layer_bytes(e, f, blocks, l);
@@ -255,12 +259,17 @@ int block_alloc(struct kvt_engine *e, struct cache *c, struct row *r, struct blo
     return KVT_READY;
 }
 
-void blocks_full_text(const struct kvt_engine *e, const char *what, char *text) {
+void blocks_full_text(const struct kvt_engine *e, const struct session *s, const char *what,
+                      char *text) {
     kvt_text_format(
         text, KVT_TEXT_BYTES,
-        "%s: the daemon's table of %llu blocks of %u tokens is full; close caches, take "
-        "fewer rows or raise the budgets",
-        what, (unsigned long long)e->block_limit, e->config.block_tokens);
+        "%s: the tables are full: %llu blocks of %u tokens of %llu, %llu row entries of "
+        "%llu, %llu of them this worker's (at most %llu); close caches, take fewer rows "
+        "or raise the budgets",
+        what, (unsigned long long)e->block_count, e->config.block_tokens,
+        (unsigned long long)e->block_limit, (unsigned long long)e->entry_count,
+        (unsigned long long)(e->block_limit * ENTRIES_PER_BLOCK),
+        (unsigned long long)s->entry_count, (unsigned long long)SESSION_ENTRIES_MAX);
 }
 
 /* Static caches: allocates `blocks` more blocks into the spare list. */
@@ -300,15 +309,26 @@ static uint32_t blocks_for(const struct kvt_engine *e, uint32_t tokens) {
     return (uint32_t)(((uint64_t)tokens + e->config.block_tokens - 1) / e->config.block_tokens);
 }
 
-static int row_room(struct row *r, uint32_t count) {
+/* Room for `count` entries in the row's table. Tables are memory that no budget counts, so that there
+ * is a limit of their own: of the daemon, and of a session, which also bounds what one STEP walks. */
+static int row_room(struct kvt_engine *e, struct cache *c, struct row *r, uint32_t count,
+                    uint32_t slack) {
     if (count <= r->room) {
         return 0;
     }
-    uint32_t room = count + count / 2 + 4;
+    struct session *s = &e->sessions[c->session];
+    uint32_t room = count + slack + 4;
+    uint64_t more = room - r->room;
+    if (e->entry_count + more > e->block_limit * ENTRIES_PER_BLOCK ||
+        s->entry_count + more > SESSION_ENTRIES_MAX) {
+        return -KVT_EBUSY;
+    }
     struct block **grown = realloc(r->blocks, room * sizeof(struct block *));
     if (grown == NULL) {
         return -KVT_ENOMEM;
     }
+    e->entry_count += more;
+    s->entry_count += more;
     r->blocks = grown;
     r->room = room;
     return 0;
@@ -317,7 +337,7 @@ static int row_room(struct row *r, uint32_t count) {
 /* Blocks for the row's first `tokens` tokens. What was got stays in the table on KVT_WAIT. */
 int row_reserve(struct kvt_engine *e, struct cache *c, struct row *r, uint32_t tokens) {
     uint32_t count = blocks_for(e, tokens);
-    int rc = row_room(r, count);
+    int rc = row_room(e, c, r, count, count / 2);
     while (rc == 0 && r->count < count) {
         rc = block_alloc(e, c, r, &r->blocks[r->count]);
         if (rc == KVT_READY) {
@@ -358,15 +378,17 @@ void row_clear(struct kvt_engine *e, struct cache *c, struct row *r) {
         g->open = false;
         group_settle(e, g);
     }
+    e->entry_count -= r->room;
+    e->sessions[c->session].entry_count -= r->room;
     free(r->blocks);
     *r = (struct row){0};
 }
 
 /* `to` is empty and becomes a copy of `from`'s committed tokens. */
-int row_copy(struct kvt_engine *e, const struct row *from, struct row *to) {
+int row_copy(struct kvt_engine *e, struct cache *c, const struct row *from, struct row *to) {
     uint32_t count = blocks_for(e, from->length);
     KVT_ASSERT(from->count >= count);
-    int rc = row_room(to, count);
+    int rc = row_room(e, c, to, count, 0);
     if (rc != 0) {
         return rc;
     }

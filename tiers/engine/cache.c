@@ -310,7 +310,7 @@ int cache_create(struct kvt_engine *e, struct session *s, const struct kvt_reque
     } else if (rc == -KVT_EQUOTA) {
         rc = memory_take(e, s, c, "create", text);
     } else if (rc == -KVT_EBUSY) {
-        blocks_full_text(e, "create", text);
+        blocks_full_text(e, s, "create", text);
     }
     if (rc != KVT_READY) {
         cache_free(e, c);
@@ -343,7 +343,7 @@ static int rows_mapped(struct kvt_engine *e, struct cache *c, const uint32_t *ma
         return -KVT_ENOMEM;
     }
     for (uint32_t i = 0; i < count; i++) {
-        int rc = row_copy(e, &c->rows[map[i]], &rows[i]);
+        int rc = row_copy(e, c, &c->rows[map[i]], &rows[i]);
         if (rc != 0) {
             while (i-- > 0) {
                 row_clear(e, c, &rows[i]);

@@ -38,6 +38,7 @@ struct build {
     struct id_list step;   /* all that the step's commit waits for */
     uint8_t traffic;
     bool no_memory;
+    struct kvt_op nothing; /* written to when there is no memory, and never read */
 };
 
 static bool room_for(void **array, uint32_t *room, uint32_t count, size_t size) {
@@ -219,9 +220,8 @@ static void step_positions_pass(struct build *b, const struct pieces *p) {
 
 static struct kvt_op *op_add(struct build *b, uint32_t kind, uint32_t role, uint64_t step,
                              uint32_t first_copy, uint64_t bytes) {
-    static struct kvt_op nothing; /* written to when there is no memory, and never read */
     if (!ROOM(b, b, op)) {
-        return &nothing;
+        return &b->nothing;
     }
     struct kvt_op *op = &b->op[b->op_count++];
     *op = (struct kvt_op){.id = ops_add(&b->s->ops, role, b->c->id, step, bytes),

@@ -143,6 +143,9 @@ static int carry_out(struct kvt_engine *e, struct session *s, struct pending *p,
         return carry_out_step(e, s, p, text);
     default:
         rc = cache_edit(e, s, &p->request, &c, text);
+        if (rc == -KVT_EBUSY && text[0] == 0) {
+            blocks_full_text(e, s, "edit of rows", text);
+        }
         if (rc == KVT_READY) {
             (void)answer_push(e, session_index(e, s), p->request.tag, 0, c);
         }
@@ -265,7 +268,7 @@ void queue_expire(struct kvt_engine *e, struct session *s) {
             e, session_index(e, s), p->request.tag, -KVT_EQUOTA,
             "device memory: %llu of the budget of %llu bytes are in use, and other workers "
             "gave back none for %u ms; evict one that hangs (kvtierctl workers), or "
-            "raise [device] budget",
+            "raise the device's budget",
             (unsigned long long)d->used_bytes, (unsigned long long)d->config.budget_bytes,
             e->config.reclaim_deadline_ms);
         queue_remove(e, s, i);

@@ -416,7 +416,7 @@ static int ring_fit(const struct session *s, struct schedule *sc, const struct p
         if (sc->steps == 1) {
             kvt_text_format(text, KVT_TEXT_BYTES,
                             "step: its schedule needs %llu bytes and the schedule ring has %llu; "
-                            "use larger pieces or fewer rows, or raise [daemon] ring",
+                            "use larger pieces or fewer rows, or raise [daemon] ring_size",
                             (unsigned long long)ring_bytes_needed(steps, 1, moves),
                             (unsigned long long)s->ring_bytes);
             return -KVT_ETOOBIG;

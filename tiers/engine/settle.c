@@ -74,6 +74,26 @@ static int plan_check(const struct kvt_engine *e, struct cache *c, const struct 
     return 0;
 }
 
+/* What a step costs the loop, which serves all workers: entries of tables that are walked, blocks and
+ * pieces of each layer. About 20 ns a unit. */
+#define PIECE_UNITS    64u
+#define SCHEDULE_UNITS (1u << 20)
+
+/* Fewer steps at once for those that are costly to lay out; at least one. */
+static uint32_t steps_affordable(const struct kvt_engine *e, const struct step_plan *plan) {
+    const struct family *f = plan->cache->family;
+    uint64_t entries = 0;
+    for (uint32_t i = 0; i < plan->count; i++) {
+        entries += plan->cache->rows[plan->rows[i]].count + 1;
+    }
+    uint64_t blocks =
+        family_is_segment(e, f) && entries > f->block_count ? f->block_count : entries;
+    uint64_t units = entries + f->layer_count * (blocks + PIECE_UNITS);
+    uint64_t steps = SCHEDULE_UNITS / units;
+    steps = steps < 1 ? 1 : steps;
+    return steps < plan->steps ? (uint32_t)steps : plan->steps;
+}
+
 /* ---- gathering ------------------------------------------------------------------------------------- */
 
 static void merge(int *result, int rc) {
@@ -306,6 +326,7 @@ int step_request(struct kvt_engine *e, struct session *s, struct pending *p, cha
     }
     uint32_t capacity = c->capacity;
     if (rc == 0) {
+        plan.steps = steps_affordable(e, &plan);
         rc = settle_once(e, s, &plan, plan.steps, &capacity);
         if (rc == -KVT_EQUOTA && plan.steps > 1) {
             settle_undo(e, c);
@@ -315,7 +336,7 @@ int step_request(struct kvt_engine *e, struct session *s, struct pending *p, cha
         if (rc == -KVT_EQUOTA) {
             rc = memory_take(e, s, c, "step", text);
         } else if (rc == -KVT_EBUSY) {
-            blocks_full_text(e, "step", text);
+            blocks_full_text(e, s, "step", text);
         } else if (rc == -KVT_ESTATE) {
             kvt_text_format(text, KVT_TEXT_BYTES,
                             "step: the slots of this session are fixed by "

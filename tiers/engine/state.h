@@ -145,6 +145,7 @@ struct family {
     struct block **spare; /* static: blocks that were allocated at CREATE and are not in a table */
     uint32_t spare_count;
     uint32_t spare_max;
+    uint64_t block_count; /* of its groups */
     uint64_t host_bytes;
     uint64_t gpu_bytes;
 };
@@ -353,6 +354,7 @@ struct session {
     uint32_t give_backs_left; /* of its own empty extents, in one request */
     bool settling;            /* a request has begun to gather memory: empty extents stay */
     uint32_t cache_count;
+    uint64_t entry_count; /* of its row tables */
     uint32_t extent_count;
     uint64_t settling_since_ms;
     uint32_t extents_creating;
@@ -377,6 +379,7 @@ struct kvt_engine {
     uint64_t epoch;       /* grows when something happened that may let a waiting request go on */
     uint64_t block_count; /* of all groups: their tables are memory that no budget counts */
     uint64_t block_limit;
+    uint64_t entry_count; /* of all row tables */
     uint32_t settling_count;
     bool chaining;         /* planes trade places: what looks empty still holds tokens */
     uint32_t wanted_count; /* families with demote_wanted */
@@ -448,9 +451,10 @@ uint64_t group_layer_bytes(const struct kvt_engine *e, const struct family *f, u
 int row_reserve(struct kvt_engine *e, struct cache *c, struct row *r, uint32_t tokens);
 void row_trim(struct kvt_engine *e, struct cache *c, struct row *r);
 void row_clear(struct kvt_engine *e, struct cache *c, struct row *r);
-int row_copy(struct kvt_engine *e, const struct row *from, struct row *to);
+int row_copy(struct kvt_engine *e, struct cache *c, const struct row *from, struct row *to);
 int block_alloc(struct kvt_engine *e, struct cache *c, struct row *r, struct block **out);
-void blocks_full_text(const struct kvt_engine *e, const char *what, char *text);
+void blocks_full_text(const struct kvt_engine *e, const struct session *s, const char *what,
+                      char *text);
 void block_ref(struct block *b);
 void block_unref(struct kvt_engine *e, struct block *b);
 int spare_fill(struct kvt_engine *e, struct cache *c, uint64_t blocks);
