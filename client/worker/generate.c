@@ -134,15 +134,22 @@ static int decode_step(struct run *r) {
     return rc ? rc : one_ended;
 }
 
-/* Steps for which all rows that go on need a token each. */
+/* Steps for which all rows that go on need a token each; the last step of all may stand alone. */
 static uint32_t steps_wanted(const struct run *r) {
     const struct kvt_generate *g = r->g;
     uint32_t steps = g->steps_ahead;
+    uint32_t longest = 0;
     for (uint32_t row = 0; row < r->row_count; row++) {
         uint32_t left = g->tokens_max - (uint32_t)g->rows[row].count;
-        if (r->counts[row] > 0 && left < steps)
-            steps = left;
+        if (r->counts[row] == 0)
+            continue;
+        steps = left < steps ? left : steps;
+        longest = left > longest ? left : longest;
     }
+    if (g->marks_last && longest == 1)
+        g->kv->ops->mark(g->kv);
+    else if (g->marks_last && steps == longest)
+        steps--;
     return steps;
 }
 

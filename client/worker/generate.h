@@ -39,6 +39,7 @@ struct kvt_generate {
     uint32_t tokens_max; /* to generate, of each row */
     uint32_t steps_ahead;
     uint64_t seed;
+    bool marks_last; /* the last step is a schedule of its own, and told to kv */
     struct kvt_generate_watch watch;
 
     /* results */

@@ -23,6 +23,8 @@ struct remote {
     uint32_t row_count;
     struct kvt_attention_run *runs; /* of the piece that was asked for last */
     uint32_t run_room;
+    struct kvt_cache_stat mark; /* before the last step */
+    bool marked;
 };
 
 static struct remote *remote_of(struct run_kv *kv) {
@@ -161,24 +163,47 @@ static int remote_crop(struct run_kv *kv, uint32_t row, uint32_t tokens) {
     return 0;
 }
 
+/* The counters when everything that was ended is committed. */
+static int settled(struct remote *r, struct kvt_cache_stat *stat) {
+    int rc = kvt_cache_settle(r->client, r->cache, 5000);
+    return rc < 0 ? rc : kvt_cache_stat(r->client, r->cache, stat);
+}
+
+static void remote_mark(struct run_kv *kv) {
+    struct remote *r = remote_of(kv);
+    r->marked = settled(r, &r->mark) == 0;
+}
+
 static void remote_describe(struct run_kv *kv, char *text, size_t size) {
     struct remote *r = remote_of(kv);
     struct kvt_cache_stat stat;
     text[0] = 0;
-    if (kvt_cache_settle(r->client, r->cache, 5000) < 0 ||
-        kvt_cache_stat(r->client, r->cache, &stat) < 0)
+    if (settled(r, &stat) < 0)
         return;
-    snprintf(text, size,
-             "\"kv\": \"kvtierd\", \"kv_device_bytes\": %" PRIu64 ", \"kv_host_bytes\": %" PRIu64
-             ", \"to_device_bytes\": %" PRIu64 ", \"from_device_bytes\": %" PRIu64
-             ", \"need_to_device_bytes\": %" PRIu64 ", \"need_from_device_bytes\": %" PRIu64
-             ", \"prefetch_discarded_bytes\": %" PRIu64 ", \"migrated_bytes\": %" PRIu64
-             ", \"copied_on_write_bytes\": %" PRIu64 ", \"steps_committed\": %" PRIu64
-             ", \"layers\": \"%.*s\"",
-             stat.device_bytes, stat.host_bytes, stat.to_device_bytes, stat.from_device_bytes,
-             stat.need_to_device_bytes, stat.need_from_device_bytes, stat.prefetch_discarded_bytes,
-             stat.migrated_bytes, stat.copied_on_write_bytes, stat.steps_committed,
-             (int)sizeof(stat.layers), stat.layers);
+    int used =
+        snprintf(text, size,
+                 "\"kv\": \"kvtierd\", \"kv_device_bytes\": %" PRIu64
+                 ", \"kv_host_bytes\": %" PRIu64 ", \"to_device_bytes\": %" PRIu64
+                 ", \"from_device_bytes\": %" PRIu64 ", \"need_to_device_bytes\": %" PRIu64
+                 ", \"need_from_device_bytes\": %" PRIu64 ", \"prefetch_discarded_bytes\": %" PRIu64
+                 ", \"migrated_bytes\": %" PRIu64 ", \"copied_on_write_bytes\": %" PRIu64
+                 ", \"steps_committed\": %" PRIu64 ", \"layers\": \"%.*s\"",
+                 stat.device_bytes, stat.host_bytes, stat.to_device_bytes, stat.from_device_bytes,
+                 stat.need_to_device_bytes, stat.need_from_device_bytes,
+                 stat.prefetch_discarded_bytes, stat.migrated_bytes, stat.copied_on_write_bytes,
+                 stat.steps_committed, (int)sizeof(stat.layers), stat.layers);
+    /* one step and no more: nothing was generated, or a text ended early, otherwise */
+    if (!r->marked || stat.steps_committed != r->mark.steps_committed + 1)
+        return;
+    snprintf(text + used, size - (size_t)used,
+             ", \"last_step_to_device_bytes\": %" PRIu64
+             ", \"last_step_from_device_bytes\": %" PRIu64
+             ", \"last_step_prefetch_discarded_bytes\": %" PRIu64
+             ", \"last_step_migrated_bytes\": %" PRIu64,
+             stat.to_device_bytes - r->mark.to_device_bytes,
+             stat.from_device_bytes - r->mark.from_device_bytes,
+             stat.prefetch_discarded_bytes - r->mark.prefetch_discarded_bytes,
+             stat.migrated_bytes - r->mark.migrated_bytes);
 }
 
 static void remote_close(struct run_kv *kv) {
@@ -203,6 +228,7 @@ static const struct run_kv_ops remote_ops = {
     .length = remote_length,
     .repeat = remote_repeat,
     .crop = remote_crop,
+    .mark = remote_mark,
     .describe = remote_describe,
     .close = remote_close,
 };

@@ -202,6 +202,10 @@ static int local_crop(struct run_kv *kv, uint32_t row, uint32_t tokens) {
     return 0;
 }
 
+static void local_mark(struct run_kv *kv) {
+    (void)kv; /* nothing is counted here */
+}
+
 static void local_describe(struct run_kv *kv, char *text, size_t size) {
     struct local *l = local_of(kv);
     uint64_t tokens = 0;
@@ -230,6 +234,7 @@ static const struct run_kv_ops local_ops = {
     .length = local_length,
     .repeat = local_repeat,
     .crop = local_crop,
+    .mark = local_mark,
     .describe = local_describe,
     .close = local_close,
 };

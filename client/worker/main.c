@@ -214,6 +214,7 @@ static int run(struct program *p) {
         .tokens_max = o->generate,
         .steps_ahead = o->steps_ahead,
         .seed = o->seed,
+        .marks_last = o->json,
         .watch = kvt_report_watch(&p->report),
     };
     int rc = kvt_generate(&p->generate, p->err, sizeof(p->err));

@@ -143,7 +143,7 @@ static double rate(uint64_t tokens, double seconds) {
 }
 
 static void finish_json(struct kvt_report *r, const struct kvt_generate *g, uint32_t threads) {
-    char kv[2048] = "";
+    char kv[4096] = "";
     g->kv->ops->describe(g->kv, kv, sizeof(kv));
     printf("{\"prompt_tokens\": %" PRIu64 ", \"prompt_seconds\": %.6f, \"prompt_tokens_per_s\": "
            "%.2f,\n \"decode_tokens\": %" PRIu64 ", \"decode_seconds\": %.6f, "

@@ -73,6 +73,9 @@ def test_bytes_when_the_device_is_too_small():
             tokens = prompt + generate - 1
             assert got["need_to_device_bytes"] == (tokens - 1) * TINY_TOKEN_BYTES * streamed
             assert got["need_from_device_bytes"] == TINY_TOKEN_BYTES * streamed
+            # what really moved, by the counters before and behind it
+            assert got["last_step_to_device_bytes"] == got["need_to_device_bytes"]
+            assert got["last_step_from_device_bytes"] == got["need_from_device_bytes"]
             # a token of a layer leaves the device once, as it is appended or as its layer moves
             assert got["migrated_bytes"] + got["from_device_bytes"] == tokens * TINY_TOKEN_BYTES * streamed
             layers.add(got["layers"])
