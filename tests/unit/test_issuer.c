@@ -1,116 +1,5 @@
-/* The issuer against its contract: gates, order, cuts, fairness, cancel, close, failure. */
-#include "proto/errors.h"
-#include "tiers/engine/engine.h"
-#include "tiers/engine/issuer.h"
-
-#include <CUnit/Basic.h>
-#include <stdlib.h>
-#include <string.h>
-
-enum { SESSIONS = 4, CUT = 100 };
-
-static struct kvt_issuer *issuer;
-static struct kvt_control_page pages[SESSIONS];
-static struct kvt_program *building;
-
-static void start(bool post_behind, uint32_t inflight_max, uint64_t quantum_bytes) {
-    struct kvt_issuer_config config = {.sessions_max = SESSIONS,
-                                       .inflight_max = inflight_max,
-                                       .cut_bytes = CUT,
-                                       .quantum_bytes = quantum_bytes,
-                                       .post_behind = post_behind};
-    memset(pages, 0, sizeof(pages));
-    CU_ASSERT_EQUAL_FATAL(kvt_issuer_create(&config, &issuer), 0);
-    for (uint32_t s = 0; s < SESSIONS; s++) {
-        kvt_issuer_session_open(issuer, s, &pages[s]);
-    }
-}
-
-static void stop(void) {
-    kvt_issuer_free(issuer);
-    issuer = NULL;
-}
-
-/* ---- building programs: begin(session); add(...); dep(id); submit() --------------------------- */
-
-static void begin(uint32_t session) {
-    building = kvt_program_create(session, 64, 64, 64);
-    CU_ASSERT_PTR_NOT_NULL_FATAL(building);
-}
-
-static struct kvt_op *add(enum kvt_op_kind kind, uint64_t id, uint16_t slot, uint64_t bytes) {
-    struct kvt_op *op = &building->ops[building->op_count++];
-    *op = (struct kvt_op){.id = id,
-                          .kind = (uint8_t)kind,
-                          .slot = slot,
-                          .copy_first = building->copy_count,
-                          .dep_first = building->dep_count};
-    if (bytes != 0) {
-        op->copy_count = 1;
-        building->copies[building->copy_count++] =
-            (struct kvt_copy){.source = {.tier = KVT_TIER_HOST, .offset = id * 100000},
-                              .target = {.tier = KVT_TIER_GPU, .extent = 7, .offset = id * 1000},
-                              .bytes = bytes};
-    }
-    return op;
-}
-
-static struct kvt_op *add_fill(uint64_t id, uint16_t slot, uint64_t bytes, uint64_t generation) {
-    struct kvt_op *op = add(KVT_OP_FILL, id, slot, bytes);
-    op->generation = generation;
-    return op;
-}
-
-static void dep(struct kvt_op *op, uint64_t id) {
-    building->deps[building->dep_count++] = id;
-    op->dep_count++;
-}
-
-static void submit(void) {
-    kvt_issuer_submit(issuer, building);
-    building = NULL;
-}
-
-/* ---- what is expected ------------------------------------------------------------------------ */
-
-static struct kvt_issue issue;
-
-/* The next issue is a copy of operation `id`; returns its tag. */
-static uint32_t expect_copy(uint64_t id) {
-    CU_ASSERT_TRUE_FATAL(kvt_issuer_next(issuer, &issue));
-    CU_ASSERT_EQUAL(issue.is_post, 0);
-    CU_ASSERT_EQUAL(issue.copy.source.offset / 100000, id);
-    return issue.tag;
-}
-
-/* Returns its tag, which counts with post_behind. */
-static uint32_t expect_post(uint32_t session, uint32_t slot, uint64_t value) {
-    CU_ASSERT_TRUE_FATAL(kvt_issuer_next(issuer, &issue));
-    CU_ASSERT_EQUAL(issue.is_post, 1);
-    CU_ASSERT_EQUAL(issue.session, session);
-    CU_ASSERT_EQUAL(issue.slot, slot);
-    CU_ASSERT_EQUAL(issue.value, value);
-    return issue.tag;
-}
-
-static void expect_nothing(void) {
-    CU_ASSERT_FALSE(kvt_issuer_next(issuer, &issue));
-}
-
-static void expect_completion(uint64_t id, enum kvt_completion_status status, uint64_t bytes) {
-    struct kvt_completion c;
-    CU_ASSERT_TRUE_FATAL(kvt_issuer_completion(issuer, &c));
-    CU_ASSERT_EQUAL(c.op, id);
-    CU_ASSERT_EQUAL(c.status, status);
-    CU_ASSERT_EQUAL(c.bytes, bytes);
-}
-
-static void expect_no_completion(void) {
-    struct kvt_completion c;
-    CU_ASSERT_FALSE(kvt_issuer_completion(issuer, &c));
-}
-
-/* ---- tests ----------------------------------------------------------------------------------- */
+/* The issuer against its contract: gates, order, cuts, posts, fairness. */
+#include "tests/unit/issuer_fixture.h"
 
 static void test_fill_posts_when_copied(void) {
     start(false, 8, 1000);
@@ -277,72 +166,6 @@ static void test_dependencies(void) {
     stop();
 }
 
-/* Nothing copies on what a failed copy should have brought; what is submitted later knows. */
-static void test_dependency_on_what_failed(void) {
-    start(false, 8, 1000);
-    begin(0);
-    add(KVT_OP_COPY, 1, 0, 10);
-    dep(add_fill(2, 1, 10, 5), 1);
-    dep(add(KVT_OP_WRITEBACK, 3, 2, 10), 1);
-    dep(add_fill(4, 3, 10, 5), 3);
-    dep(add(KVT_OP_STEP, 5, 0, 0), 1);
-    submit();
-    kvt_issuer_copied(issuer, expect_copy(1), false);
-    expect_nothing();
-    expect_completion(1, KVT_FAILED, 0);
-    expect_completion(2, KVT_CANCELLED, 0);
-    expect_completion(3, KVT_CANCELLED, 0);
-    expect_completion(4, KVT_CANCELLED, 0);
-    expect_completion(5, KVT_DONE, 0);
-    begin(0);
-    dep(add_fill(6, 1, 10, 5), 1);
-    submit();
-    expect_copy(6);
-    stop();
-}
-
-/* A fill that failed brought nothing that others wait for but its slot. */
-static void test_dependency_on_a_fill_that_failed(void) {
-    start(false, 8, 1000);
-    begin(0);
-    add_fill(1, 0, 10, 5);
-    dep(add_fill(2, 0, 10, 6), 1);
-    submit();
-    kvt_issuer_copied(issuer, expect_copy(1), false);
-    expect_copy(2);
-    stop();
-}
-
-/* A dependency that was cancelled is complete; one that is not submitted yet is not. */
-static void test_dependency_on_what_did_not_happen(void) {
-    start(false, 8, 1000);
-    begin(0);
-    add(KVT_OP_WRITEBACK, 2, 0, 10)->generation = 99;
-    dep(add_fill(3, 1, 10, 5), 2);
-    submit();
-    expect_nothing();
-    kvt_issuer_cancel(issuer, 0, 4);
-    expect_nothing();
-    kvt_issuer_cancel(issuer, 0, 3); /* cancels the fill, not the write-back */
-    expect_completion(3, KVT_CANCELLED, 0);
-    begin(0);
-    dep(add_fill(10, 1, 10, 5), 2);
-    dep(add_fill(11, 2, 10, 5), 20);
-    submit();
-    expect_nothing();
-    kvt_issuer_cancel(issuer, 0, 11);
-    expect_completion(11, KVT_CANCELLED, 0);
-    expect_nothing();
-    pages[0].done[0].value = 99;
-    kvt_issuer_copied(issuer, expect_copy(2), true);
-    expect_copy(10);
-    begin(0);
-    dep(add_fill(12, 2, 10, 5), 11);
-    submit();
-    expect_copy(12);
-    stop();
-}
-
 static void test_closed_holds_back_none_but_its_slot(void) {
     start(false, 8, 1000);
     begin(0);
@@ -462,126 +285,6 @@ static void test_small_quantum(void) {
     stop();
 }
 
-static void test_cancel_carries_on_what_was_begun(void) {
-    start(false, 1, 1000);
-    begin(0);
-    add_fill(1, 0, 150, 1);
-    add_fill(2, 0, 10, 2);
-    add_fill(3, 1, 10, 1);
-    add(KVT_OP_STEP, 4, 0, 0)->step_wait = 1;
-    submit();
-    uint32_t tag = expect_copy(1);
-    kvt_issuer_cancel(issuer, 0, 1);
-    expect_completion(2, KVT_CANCELLED, 0);
-    expect_completion(3, KVT_CANCELLED, 0);
-    expect_completion(4, KVT_CANCELLED, 0);
-    kvt_issuer_copied(issuer, tag, true);
-    kvt_issuer_copied(issuer, expect_copy(1), true);
-    expect_post(0, 0, 1);
-    expect_completion(1, KVT_DONE, 150);
-    expect_nothing();
-    expect_no_completion();
-    stop();
-}
-
-static void test_failed_fill_does_not_post(void) {
-    for (int behind = 0; behind < 2; behind++) {
-        start(behind != 0, 2, 1000);
-        begin(0);
-        add_fill(1, 0, 350, 1);
-        add_fill(2, 0, 10, 2);
-        submit();
-        uint32_t first = expect_copy(1);
-        uint32_t second = expect_copy(1);
-        kvt_issuer_copied(issuer, first, false);
-        expect_no_completion(); /* one is still in flight */
-        kvt_issuer_copied(issuer, expect_copy(2), true);
-        uint32_t post = expect_post(0, 0, 2);
-        if (behind) {
-            kvt_issuer_copied(issuer, post, true);
-        }
-        kvt_issuer_copied(issuer, second, true);
-        expect_completion(2, KVT_DONE, 10);
-        expect_completion(1, KVT_FAILED, 100);
-        expect_nothing();
-        stop();
-    }
-}
-
-/* The failure comes between the last copy's submission and the post. */
-static void test_post_is_taken_back(void) {
-    start(true, 2, 1000);
-    begin(0);
-    add_fill(1, 0, 50, 1);
-    submit();
-    kvt_issuer_copied(issuer, expect_copy(1), false);
-    expect_nothing();
-    expect_completion(1, KVT_FAILED, 0);
-    stop();
-}
-
-static void test_close_and_drain(void) {
-    start(false, 2, 1000);
-    begin(0);
-    add_fill(1, 0, 50, 1);
-    add_fill(2, 1, 300, 1);
-    add_fill(3, 2, 10, 1);
-    submit();
-    uint32_t first = expect_copy(1);
-    uint32_t second = expect_copy(2);
-    begin(1);
-    add_fill(1, 0, 50, 1);
-    submit();
-    kvt_issuer_session_close(issuer, 0);
-    uint32_t session = 99;
-    expect_completion(3, KVT_CANCELLED, 0);
-    CU_ASSERT_FALSE(kvt_issuer_session_drained(issuer, &session));
-    kvt_issuer_copied(issuer, second, true);
-    expect_completion(2, KVT_FAILED, 100);
-    uint32_t other = expect_copy(1); /* of session 1, which goes on */
-    CU_ASSERT_EQUAL(issue.session, 1);
-    kvt_issuer_copied(issuer, first, true);
-    CU_ASSERT_FALSE(kvt_issuer_session_drained(issuer, &session)); /* not collected yet */
-    expect_completion(1, KVT_FAILED, 50);                          /* it would have had to post */
-    CU_ASSERT_TRUE(kvt_issuer_session_drained(issuer, &session));
-    CU_ASSERT_EQUAL(session, 0);
-    CU_ASSERT_FALSE(kvt_issuer_session_drained(issuer, &session));
-    kvt_issuer_copied(issuer, other, true);
-    expect_post(1, 0, 1);
-    kvt_issuer_session_open(issuer, 0, &pages[0]); /* the index is free again, ids start anew */
-    begin(0);
-    add_fill(1, 0, 50, 1);
-    submit();
-    expect_completion(1, KVT_DONE, 50);
-    expect_copy(1);
-    CU_ASSERT_EQUAL(issue.session, 0);
-    stop();
-}
-
-/* What a session could have submitted is forgotten with it. */
-static void test_close_forgets_candidates(void) {
-    start(false, 1, 7);
-    for (uint32_t s = 0; s < SESSIONS; s++) {
-        begin(s);
-        add(KVT_OP_COPY, 1, 0, s == 1 ? 7 : 20);
-        submit();
-    }
-    uint32_t tag = expect_copy(1);
-    CU_ASSERT_EQUAL(issue.session, 1);
-    uint32_t session = 99;
-    kvt_issuer_session_close(issuer, 0);
-    expect_completion(1, KVT_CANCELLED, 0);
-    CU_ASSERT_TRUE(kvt_issuer_session_drained(issuer, &session));
-    for (uint32_t n = 0; n < 2; n++) {
-        kvt_issuer_copied(issuer, tag, true);
-        tag = expect_copy(1);
-        CU_ASSERT(issue.session >= 2);
-    }
-    kvt_issuer_copied(issuer, tag, true);
-    expect_nothing();
-    stop();
-}
-
 static void test_streams(void) {
     start(false, 8, 1000);
     begin(0);
@@ -595,28 +298,6 @@ static void test_streams(void) {
         expect_copy(n + 1);
         CU_ASSERT_EQUAL(issue.stream, n == 1); /* gpu to host */
     }
-    stop();
-}
-
-static void test_close_drops_posts(void) {
-    start(true, 4, 1000);
-    for (uint32_t s = 0; s < 2; s++) {
-        begin(s);
-        add_fill(1, 0, 0, 1);
-        add_fill(2, 1, 0, 1);
-        submit();
-    }
-    uint32_t tag = expect_post(0, 0, 1);
-    kvt_issuer_session_close(issuer, 0);
-    expect_post(1, 0, 1);
-    expect_post(1, 1, 1);
-    expect_nothing();
-    expect_completion(2, KVT_FAILED, 0);
-    uint32_t session;
-    CU_ASSERT_FALSE(kvt_issuer_session_drained(issuer, &session)); /* a post is on its way */
-    kvt_issuer_copied(issuer, tag, true);
-    expect_completion(1, KVT_DONE, 0);
-    CU_ASSERT_TRUE(kvt_issuer_session_drained(issuer, &session));
     stop();
 }
 
@@ -669,23 +350,6 @@ static void test_watched(void) {
     stop();
 }
 
-/* Freed with operations queued, in flight, due to post and uncollected: nothing leaks (ASan). */
-static void test_free_at_any_time(void) {
-    start(true, 8, 1000);
-    begin(0);
-    add_fill(1, 0, 0, 1);
-    add_fill(2, 1, 250, 1);
-    add_fill(3, 2, 10, 1)->done_wait = 5;
-    submit();
-    begin(1);
-    add_fill(1, 0, 50, 1);
-    submit();
-    CU_ASSERT_TRUE(kvt_issuer_next(issuer, &issue));
-    CU_ASSERT_TRUE(kvt_issuer_next(issuer, &issue));
-    kvt_issuer_session_close(issuer, 1);
-    stop();
-}
-
 #ifdef KVT_MUTANTS
 static void test_rules_left_out(void) {
     start(false, 8, 1000);
@@ -710,7 +374,7 @@ static void test_rules_left_out(void) {
 #endif
 
 int main(void) {
-    static const CU_TestInfo tests[] = {
+    static CU_TestInfo tests[] = {
         {"a fill posts when it is copied", test_fill_posts_when_copied},
         {"a fill posts behind its last copy", test_fill_posts_behind},
         {"an empty fill only posts", test_empty_fill_only_posts},
@@ -720,40 +384,19 @@ int main(void) {
         {"steps compare cyclically", test_step_is_cyclic},
         {"a step needs no room in flight", test_step_in_spite_of_full_flight},
         {"dependencies", test_dependencies},
-        {"dependencies that failed", test_dependency_on_what_failed},
-        {"fills that failed", test_dependency_on_a_fill_that_failed},
-        {"dependencies that did not happen", test_dependency_on_what_did_not_happen},
         {"a closed one holds back its slot only", test_closed_holds_back_none_but_its_slot},
         {"smallest id first", test_smallest_id_first},
         {"cuts and flight", test_cuts_and_flight},
         {"classes", test_classes},
         {"fair by bytes", test_fair_by_bytes},
         {"a quantum smaller than a cut", test_small_quantum},
-        {"cancel carries on what was begun", test_cancel_carries_on_what_was_begun},
-        {"a failed fill does not post", test_failed_fill_does_not_post},
-        {"a post is taken back", test_post_is_taken_back},
-        {"close and drain", test_close_and_drain},
-        {"close forgets candidates", test_close_forgets_candidates},
         {"streams", test_streams},
-        {"close drops posts", test_close_drops_posts},
         {"many outstanding", test_many_outstanding},
         {"watched counters", test_watched},
-        {"free at any time", test_free_at_any_time},
 #ifdef KVT_MUTANTS
         {"rules left out", test_rules_left_out},
 #endif
         CU_TEST_INFO_NULL,
     };
-    CU_SuiteInfo suites[] = {
-        {"issuer", NULL, NULL, NULL, NULL, (CU_TestInfo *)tests},
-        CU_SUITE_INFO_NULL,
-    };
-    if (CU_initialize_registry() != CUE_SUCCESS || CU_register_suites(suites) != CUE_SUCCESS) {
-        return 1;
-    }
-    CU_basic_set_mode(CU_BRM_VERBOSE);
-    CU_basic_run_tests();
-    unsigned failures = CU_get_number_of_failures();
-    CU_cleanup_registry();
-    return failures == 0 ? 0 : 1;
+    return run_suite("issuer", tests);
 }
