@@ -56,6 +56,7 @@ For contributors
   make test-tsan       the same under TSan
   make test-kill       KILLS=200 workers killed at random moments on tiny budgets
   make sim SEED=n      replay one seed of the simulator (without SEED: fresh ones)
+  make sim-rules       leave each rule of the engine out: after how many seeds is it noticed?
   make fuzz            FUZZ_SECONDS=60, spread over every parser
   make bench           ratios, written for docs/benchmarks.md
   make venv-torch      add torch and transformers to build/venv, for the logits comparison

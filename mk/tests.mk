@@ -72,7 +72,7 @@ RUN := tests/support/run_tests.py --jobs $(JOBS) --sim-seconds $(SIM_SECONDS) --
 # Goals that set up and then build make again, with all cores unless a -j was given.
 PARALLEL = --no-print-directory $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 
-.PHONY: setup test test-build test-unit test-process test-python test-kill test-asan test-tsan sim fuzz fuzz-build
+.PHONY: setup test test-build test-unit test-process test-python test-kill test-asan test-tsan sim sim-build sim-rules fuzz fuzz-build
 .PHONY: lint format model demo bench venv-llama
 
 # The peer of `make bench llama`: compiles for about eight minutes.
@@ -90,11 +90,13 @@ test:
 	@scripts/setup build test python
 	@$(MAKE) $(PARALLEL) test-build
 	@$(MAKE) $(PARALLEL) VARIANT=fuzz fuzz-build
+	@$(MAKE) $(PARALLEL) VARIANT=mutant sim-build
 	@scripts/fetch-model || echo 'SKIP model: not fetched, so the tests that need it are skipped'
 	@$(RUN) --variant release lint unit sim process crash fuzz python
 
 test-build: all unit $(TEST_BINARIES) $(SIM_BINARY) venv
 fuzz-build: $(FUZZ_BINARIES)
+sim-build: $(SIM_BINARY)
 
 # One layer at a time, for the daily work: make test-unit T=block
 test-unit: unit
@@ -121,6 +123,11 @@ test-asan test-tsan: test-%:
 sim: $(SIM_BINARY)
 	$(if $(SIM_BINARY),$(SIM_BINARY) $(if $(SEED),--seed $(SEED),--seconds $(SIM_SECONDS)) $(SIM_ARGS),@echo 'SKIP sim: tests/sim is empty')
 
+# Leaves each rule of the engine out in turn, and says after how many seeds that is noticed.
+sim-rules:
+	@$(MAKE) $(PARALLEL) VARIANT=mutant sim-build
+	@build/mutant/bin/kvtier-sim --break-all --from 1 $(SIM_ARGS)
+
 fuzz:
 	@scripts/setup build test
 	@$(MAKE) $(PARALLEL) VARIANT=fuzz fuzz-build
@@ -143,6 +150,10 @@ model:
 	@scripts/fetch-model
 
 demo:
+ifneq ($(MODEL),)
+	@test -f "$$MODEL" || { echo "demo: MODEL=$$MODEL: there is no such file; give a GGUF file of" \
+	    "the Llama family, or leave MODEL out: then one is fetched" >&2; exit 1; }
+endif
 	@scripts/setup build python
 	@$(MAKE) $(PARALLEL) all
 	$(if $(MODEL),,@scripts/fetch-model)

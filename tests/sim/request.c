@@ -229,6 +229,30 @@ static void edit(struct sim *sim, const struct sim_cache *c, struct sim_request 
 
 /* ---- sending --------------------------------------------------------------------------------- */
 
+/* A plan fits into the budgets that it was made for. */
+static void plan(struct sim *sim, const struct sim_worker *w,
+                 const struct kvt_cache_options *options) {
+    struct kvt_plan_request request = {.layout = &sim->layout,
+                                       .options = options,
+                                       .tokens = (uint32_t)sim_between(&sim->random, 0, 2000),
+                                       .worker_kind = w->kind,
+                                       .device = w->device};
+    struct kvt_plan plan;
+    char text[KVT_TEXT_BYTES] = "";
+    int rc = kvt_engine_plan(sim->engine, &request, &plan, text, sizeof(text));
+    sim_hash(sim, (uint64_t)rc);
+    if (rc != 0 && text[0] == 0) {
+        sim_fail(sim, "a plan is refused, code %d, without a text", rc);
+    }
+    if (rc == 0 && (plan.device_bytes > sim->config.devices[w->device].budget_bytes ||
+                    plan.host_bytes > sim->config.host_budget_bytes ||
+                    plan.resident_layers > sim->layout.layer_count || plan.slots > KVT_SLOTS_MAX)) {
+        sim_fail(sim, "a plan takes %llu bytes of the device, %llu of the host, %u slots",
+                 (unsigned long long)plan.device_bytes, (unsigned long long)plan.host_bytes,
+                 plan.slots);
+    }
+}
+
 static void send(struct sim *sim, struct sim_worker *w, struct sim_request *q) {
     struct kvt_cache_options options;
     q->tag = sim->tag_next++;
@@ -239,6 +263,9 @@ static void send(struct sim *sim, struct sim_worker *w, struct sim_request *q) {
     w->requests[w->request_count++] = *q;
     if (q->kind == KVT_REQUEST_CREATE) {
         create_options(sim, q, &options);
+    }
+    if (q->kind == KVT_REQUEST_CREATE && sim_chance(&sim->random, 200)) {
+        plan(sim, w, &options);
     }
     struct kvt_request request = {
         .kind = q->kind,

@@ -7,7 +7,8 @@ What is a test
     unit, process, crash, gpu   tests/<group>/test_*.c   its binary in build/<variant>/tests/<group>/
     process, crash, python,     tests/<group>/test_*.py  under pytest; each of its cases is counted
       gpu, lint                 tests/<group>/test_*.sh  under sh
-    sim                         build/<variant>/bin/kvtier-sim --seconds N
+    sim                         build/<variant>/bin/kvtier-sim --seconds N; with release also
+                                build/mutant/bin/kvtier-sim --break-all, if it is built
     fuzz                        tests/fuzz/fuzz_*.c      its binary in build/fuzz/fuzz/, seeds in
                                                          tests/fuzz/corpus/<name>/
     "lint" also runs tests/support/test_*.py: the checkers are checked first.
@@ -134,9 +135,14 @@ class Runner:
         if not glob.glob(os.path.join(ROOT, "tests/sim/*.c")):
             return []
         seconds = self.options.sim_seconds
-        return [Test("sim/kvtier-sim", [os.path.join(self.build, "bin/kvtier-sim"),
-                                        "--seconds", str(seconds)],
-                     timeout_s=2 * seconds + TIMEOUT_S, kind="sim")]
+        tests = [Test("sim/kvtier-sim", [os.path.join(self.build, "bin/kvtier-sim"),
+                                         "--seconds", str(seconds)],
+                      timeout_s=2 * seconds + TIMEOUT_S, kind="sim")]
+        mutant = os.path.join(ROOT, "build/mutant/bin/kvtier-sim")
+        if self.options.variant == "release" and os.path.exists(mutant):
+            tests.append(Test("sim/rules", [mutant, "--break-all", "--from", "1"], timeout_s=300,
+                              kind="sim"))
+        return tests
 
     def find_fuzz(self):
         sources = sorted(glob.glob(os.path.join(ROOT, "tests/fuzz/fuzz_*.c")))
