@@ -61,13 +61,8 @@ static int resize_rows(struct kvt_step *s, uint32_t rows) {
 
 static int adopt_rows(struct kvt_step *s, const struct kvt_client_step_options *o,
                       const Kvt__Schedule *m) {
-    struct kvt_client *c = s->client;
-    if (m->n_lengths < 1 || m->n_lengths > KVT_ROWS_MAX) {
-        return kvt_client_fail(c, -KVT_EPROTO, "STEP: the reply has lengths of %zu rows",
-                               m->n_lengths);
-    }
     if (resize_rows(s, (uint32_t)m->n_lengths) != 0) {
-        return kvt_client_fail(c, -KVT_ENOMEM, "STEP: out of memory");
+        return kvt_client_fail(s->client, -KVT_ENOMEM, "STEP: out of memory");
     }
     memcpy(s->lengths, m->lengths, s->row_count * sizeof *s->lengths);
     for (uint32_t i = 0; i < s->row_count; i++) {
@@ -81,35 +76,60 @@ static int adopt_rows(struct kvt_step *s, const struct kvt_client_step_options *
     return 0;
 }
 
-/* Looks at what the ring holds, and does the moves that come before everything. */
-static int adopt(struct kvt_step *s, const struct kvt_client_step_options *o,
-                 const Kvt__Schedule *m) {
+/* Looks at what the ring holds. */
+static int view(struct kvt_step *s, const struct kvt_client_step_options *o,
+                const Kvt__Schedule *m) {
     struct kvt_client *c = s->client;
     char text[KVT_TEXT_BYTES];
-    int rc = adopt_rows(s, o, m);
-    if (rc != 0) {
-        return rc;
+    if (m->steps < 1 || m->steps > KVT_STEPS_AHEAD_MAX || m->first_step < 1) {
+        return kvt_client_fail(c, -KVT_EPROTO, "STEP: the reply grants %u steps from number %llu",
+                               m->steps, (unsigned long long)m->first_step);
+    }
+    if (m->n_lengths < 1 || m->n_lengths > KVT_ROWS_MAX) {
+        return kvt_client_fail(c, -KVT_EPROTO, "STEP: the reply has lengths of %zu rows",
+                               m->n_lengths);
     }
     struct kvt_schedule_shape shape = {
         .worker = (uint32_t)c->worker,
         .cache = s->cache->id,
         .layer_count = s->cache->layout->layer_count,
-        .row_count = s->row_count,
-        .step_row_count = o->rows != NULL ? o->row_count : s->row_count,
+        .row_count = (uint32_t)m->n_lengths,
+        .step_row_count = o->rows != NULL ? o->row_count : (uint32_t)m->n_lengths,
         .layers = s->cache->layout->layers,
     };
-    rc = kvt_schedule_view_open(&s->view, &shape, c->ring, c->welcome.ring_bytes, m->ring_offset,
-                                m->ring_bytes, text);
-    if (rc == 0 && (s->view.header.first_step != m->first_step ||
-                    s->view.header.steps_count != m->steps || m->cache != s->cache->id)) {
-        return kvt_client_fail(c, -KVT_EPROTO, "STEP: cache %u: reply and schedule disagree",
-                               s->cache->id);
-    }
+    int rc = kvt_schedule_view_open(&s->view, &shape, c->ring, c->welcome.ring_bytes,
+                                    m->ring_offset, m->ring_bytes, text);
     if (rc != 0) {
         return kvt_client_fail(c, rc, "STEP: cache %u: %s", s->cache->id, text);
     }
-    rc = kvt_client_step_start(s, 0);
-    return rc != 0 ? rc : kvt_client_step_move(s, 0, s->view.header.moves_leading);
+    if (s->view.header.first_step != m->first_step || s->view.header.steps_count != m->steps ||
+        m->cache != s->cache->id) {
+        return kvt_client_fail(c, -KVT_EPROTO, "STEP: cache %u: reply and schedule disagree",
+                               s->cache->id);
+    }
+    return 0;
+}
+
+/* The moves that come before everything are done first, whatever else may fail. If they cannot be
+ * done the daemon takes bytes for the truth that are not there, and an abort would not tell it: so
+ * the session ends. */
+static int adopt(struct kvt_step *s, const struct kvt_client_step_options *o,
+                 const Kvt__Schedule *m) {
+    int rc = view(s, o, m);
+    if (rc == 0) {
+        rc = kvt_client_step_lead(s);
+    }
+    if (rc != 0) {
+        if (rc != -KVT_EGONE && rc != -KVT_EEVICTED) {
+            kvt_client_set_gone(s->client, KVT_GONE_PROTOCOL);
+        }
+        return rc;
+    }
+    rc = adopt_rows(s, o, m);
+    if (rc == 0) {
+        rc = kvt_client_step_start(s, 0);
+    }
+    return rc != 0 ? rc : kvt_client_step_check(s);
 }
 
 static int ask(struct kvt_client *c, const struct kvt_client_step_options *o, Kvt__Reply **reply) {
@@ -161,10 +181,7 @@ int kvt_client_step_open(struct kvt_client *c, const struct kvt_client_step_opti
     s->first_step = m->first_step;
     s->steps = m->steps;
     s->current = 0;
-    rc = m->steps >= 1 && m->steps <= KVT_STEPS_AHEAD_MAX && m->first_step >= 1
-             ? adopt(s, o, m)
-             : kvt_client_fail(c, -KVT_EPROTO, "STEP: the reply grants %u steps from number %llu",
-                               m->steps, (unsigned long long)m->first_step);
+    rc = adopt(s, o, m);
     kvt__reply__free_unpacked(reply, NULL);
     if (rc != 0) {
         char message[sizeof c->message];

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #define EXTENT_TIMEOUT_MS 5000
+#define EXTENT_LOOK_MS    100
 #define RUNS_CHUNK        1024
 
 static int malformed(struct kvt_step *s, int code, const char *text) {
@@ -49,28 +50,49 @@ int kvt_client_step_check(struct kvt_step *s) {
 
 /* ---- addresses -------------------------------------------------------------------------------- */
 
-static int use_extent(struct kvt_step *s, uint32_t id, uint8_t **address, uint64_t *bytes) {
+/* Leading moves are done even when the schedule has failed: the daemon takes their targets for the
+ * truth. Only a session of which nothing matters any more ends them. */
+static int leading_check(struct kvt_step *s) {
+    if (kvt_client_is_gone(s->client)) {
+        return kvt_client_fail_gone(s->client);
+    }
+    return kvt_client_is_evicted(s->client) ? kvt_client_fail_evicted(s->client) : 0;
+}
+
+static int extent_check(struct kvt_step *s, bool leading) {
+    return leading ? leading_check(s) : kvt_client_step_check(s);
+}
+
+/* Waits for the extent, as long as there is something to wait for: a worker that was evicted has
+ * given its extents back. */
+static int pin_extent(struct kvt_step *s, uint32_t id, bool leading, void **address,
+                      uint64_t *bytes) {
+    int rc = -KVT_ENOENT;
+    for (int ms = 0; rc == -KVT_ENOENT && ms < EXTENT_TIMEOUT_MS; ms += EXTENT_LOOK_MS) {
+        int stopped = extent_check(s, leading);
+        if (stopped != 0) {
+            return stopped;
+        }
+        rc = kvt_client_extents_pin(&s->client->extents, id, EXTENT_LOOK_MS, address, bytes);
+    }
+    if (rc == -KVT_EGONE) {
+        return kvt_client_fail_gone(s->client);
+    }
+    return rc == 0 ? 0
+                   : kvt_client_fail(s->client, rc == -KVT_ENOENT ? -KVT_EPROTO : rc,
+                                     "STEP: cache %u: extent %u: %s", s->cache->id, id,
+                                     rc == -KVT_ENOENT ? "the daemon never passed it"
+                                                       : "it cannot be mapped");
+}
+
+static int use_extent(struct kvt_step *s, uint32_t id, bool leading, uint8_t **address,
+                      uint64_t *bytes) {
     if (!s->extent.known || s->extent.id != id) {
         void *p = NULL;
         uint64_t n = 0;
-        /* A worker that was evicted has given its extents back: `failed` says so, and is looked at
-         * before the extent is waited for, and when it did not come. */
-        int rc = kvt_client_step_check(s);
+        int rc = pin_extent(s, id, leading, &p, &n);
         if (rc != 0) {
             return rc;
-        }
-        rc = kvt_client_extents_pin(&s->client->extents, id, EXTENT_TIMEOUT_MS, &p, &n);
-        if (rc == -KVT_ENOENT && kvt_client_step_stopped(s) != 0) {
-            return kvt_client_step_check(s);
-        }
-        if (rc == -KVT_EGONE) {
-            return kvt_client_fail_gone(s->client);
-        }
-        if (rc != 0) {
-            return kvt_client_fail(s->client, rc == -KVT_ENOENT ? -KVT_EPROTO : rc,
-                                   "STEP: cache %u: extent %u: %s", s->cache->id, id,
-                                   rc == -KVT_ENOENT ? "the daemon never passed it"
-                                                     : "it cannot be mapped");
         }
         s->extent.known = true;
         s->extent.id = id;
@@ -82,7 +104,7 @@ static int use_extent(struct kvt_step *s, uint32_t id, uint8_t **address, uint64
     return 0;
 }
 
-static int move_once(struct kvt_step *s, uint32_t index) {
+static int move_once(struct kvt_step *s, uint32_t index, bool leading) {
     char text[KVT_TEXT_BYTES];
     struct kvt_sched_move m;
     uint8_t *source;
@@ -93,9 +115,9 @@ static int move_once(struct kvt_step *s, uint32_t index) {
     if (rc != 0) {
         return malformed(s, rc, text);
     }
-    rc = use_extent(s, m.source_extent, &source, &source_bytes);
+    rc = use_extent(s, m.source_extent, leading, &source, &source_bytes);
     if (rc == 0) {
-        rc = use_extent(s, m.target_extent, &target, &target_bytes);
+        rc = use_extent(s, m.target_extent, leading, &target, &target_bytes);
     }
     if (rc != 0) {
         return rc;
@@ -108,14 +130,19 @@ static int move_once(struct kvt_step *s, uint32_t index) {
     return 0;
 }
 
-int kvt_client_step_move(struct kvt_step *s, uint32_t first, uint32_t count) {
+static int move_all(struct kvt_step *s, uint32_t first, uint32_t count, bool leading) {
     for (uint32_t i = 0; i < count; i++) {
-        int rc = move_once(s, first + i);
+        int rc = move_once(s, first + i, leading);
         if (rc != 0) {
             return rc;
         }
     }
     return 0;
+}
+
+int kvt_client_step_lead(struct kvt_step *s) {
+    s->extent.known = false;
+    return move_all(s, 0, s->view.header.moves_leading, true);
 }
 
 /* ---- translation ------------------------------------------------------------------------------ */
@@ -186,7 +213,7 @@ static int translate(struct kvt_step *s, const struct kvt_sched_piece *p,
     uint8_t *address;
     uint64_t extent_bytes;
     bool streamed = (p->flags & KVT_PIECE_STREAMED) != 0;
-    int rc = use_extent(s, p->extent, &address, &extent_bytes);
+    int rc = use_extent(s, p->extent, false, &address, &extent_bytes);
     if (rc != 0) {
         return rc;
     }
@@ -321,7 +348,7 @@ int kvt_piece_wait(struct kvt_step *s, const struct kvt_piece *p) {
         return kvt_client_step_check(s);
     }
     if (!own->moved) {
-        rc = kvt_client_step_move(s, own->move_first, own->move_count);
+        rc = move_all(s, own->move_first, own->move_count, false);
         own->moved = rc == 0;
     }
     return rc;

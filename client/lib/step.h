@@ -61,8 +61,8 @@ struct kvt_step {
 
 /* Makes step `index` of the schedule the current one. */
 int kvt_client_step_start(struct kvt_step *s, uint32_t index) KVTIER_CHECK;
-/* Does moves [first, first + count) of the schedule. */
-int kvt_client_step_move(struct kvt_step *s, uint32_t first, uint32_t count) KVTIER_CHECK;
+/* Does the schedule's leading moves, also when it has failed; before any step is started. */
+int kvt_client_step_lead(struct kvt_step *s) KVTIER_CHECK;
 /* 0, or why the current step cannot succeed any more: -KVT_EGONE, -KVT_EFAILED. Says nothing. */
 int kvt_client_step_stopped(void *step);
 /* The same, with a message. */

@@ -301,38 +301,63 @@ static void test_arguments(void) {
 
 /* ---- schedules that are wrong ----------------------------------------------------------------- */
 
-static void wrong_at_begin(const struct fake_schedule *schedule, const char *what) {
+/* Its leading moves cannot be done, or nobody knows which they are: the daemon's truth is not in the
+ * memory, so the session is over. */
+static void wrong_at_begin(int worker, const struct fake_schedule *schedule, const char *what) {
     struct kvt_step *s = NULL;
+    begin_test(worker);
     fake_schedule(&fake, schedule, 2, 10);
-    FAKE_SET(&fake, fake.abort_first = 0);
     CU_ASSERT_EQUAL(kvt_step_begin(client, cache, NULL, 0, 1, 2, &s), -KVT_EPROTO);
     CU_ASSERT(message_has(what));
+    CU_ASSERT_PTR_NULL(s);
+    CU_ASSERT_EQUAL(kvt_step_begin(client, cache, NULL, 0, 1, 2, &s), -KVT_EGONE);
+    CU_ASSERT(message_has("the daemon sent what this library does not understand"));
+    CU_ASSERT_EQUAL(kvt_cache_reset(client, cache), -KVT_EGONE);
+    CU_ASSERT_EQUAL(kvt_ping(client, NULL), -KVT_EGONE);
     fake_sync(&fake);
-    CU_ASSERT_EQUAL(fake.abort_first, 10); /* the daemon is not left with an open schedule */
+    CU_ASSERT_EQUAL(fake.abort_first, 0); /* the hang-up says it */
+    end_test();
 }
 
 static void test_wrong_schedules(void) {
     const struct kvt_piece *p;
-    begin_test(KVT_SEGMENT);
     struct fake_schedule schedule = two_steps();
     schedule.cache = 2;
-    wrong_at_begin(&schedule, "it is for cache 2");
+    wrong_at_begin(KVT_SEGMENT, &schedule, "it is for cache 2");
+    schedule = two_steps();
+    schedule.steps_count = 0;
+    wrong_at_begin(KVT_SEGMENT, &schedule, "the reply grants 0 steps from number 10");
+
+    begin_test(KVT_SEGMENT);
+    struct kvt_step *s = NULL;
     schedule = two_steps();
     schedule.steps[0].piece_count = 7;
-    wrong_at_begin(&schedule, "pieces 0 and 7 more; there are 6");
-    schedule = two_steps();
-    schedule.moves_count = schedule.moves_leading = 1;
-    schedule.moves[0] = (struct kvt_sched_move){
-        .source_extent = 100, .target_extent = 100, .source_offset = EXTENT_BYTES, .bytes = 8};
-    wrong_at_begin(&schedule, "a move of 8 bytes");
+    fake_schedule(&fake, &schedule, 2, 10);
+    CU_ASSERT_EQUAL(kvt_step_begin(client, cache, NULL, 0, 1, 2, &s), -KVT_EPROTO);
+    CU_ASSERT(message_has("pieces 0 and 7 more; there are 6"));
+    fake_sync(&fake);
+    CU_ASSERT_EQUAL(fake.abort_first, 10); /* the daemon is not left with an open schedule */
 
     schedule = two_steps();
     schedule.runs[0].k_offset = EXTENT_BYTES - 78;
-    struct kvt_step *s = begin(&schedule);
+    s = begin(&schedule);
     CU_ASSERT_EQUAL(kvt_step_piece(s, &p), -KVT_EPROTO);
     CU_ASSERT(message_has("a run's K of layer 0: 80 bytes at offset 65458"));
     CU_ASSERT_EQUAL(kvt_step_abort(s), 0);
     end_test();
+}
+
+static void test_wrong_leading_move(void) {
+    struct fake_schedule schedule = two_steps();
+    schedule.moves_count = schedule.moves_leading = 2;
+    schedule.moves[0] = (struct kvt_sched_move){.source_extent = 100,
+                                                .target_extent = 100,
+                                                .source_offset = 4096,
+                                                .target_offset = 8192,
+                                                .bytes = 16};
+    schedule.moves[1] = (struct kvt_sched_move){
+        .source_extent = 100, .target_extent = 100, .source_offset = EXTENT_BYTES, .bytes = 8};
+    wrong_at_begin(KVT_SEGMENT, &schedule, "a move of 8 bytes");
 }
 
 /* ---- extents ---------------------------------------------------------------------------------- */
@@ -356,6 +381,71 @@ static void test_extent_comes_late(void) {
     CU_ASSERT_EQUAL(kvt_step_piece(s, &p), 1);
     (void)pthread_join(thread, NULL);
     CU_ASSERT_EQUAL(kvt_step_abort(s), 0);
+    end_test();
+}
+
+static void *fail_then_send_extent(void *argument) {
+    (void)argument;
+    fake_sleep_ms(30);
+    __atomic_store_n(&fake.page->failed.aux, KVT_EIO, __ATOMIC_SEQ_CST);
+    fake_post(&fake.page->failed, 10);
+    fake_sleep_ms(30);
+    (void)fake_extent(&fake, 200, 4096);
+    return NULL;
+}
+
+/* The daemon takes the targets of leading moves for the truth, so they are done before the failure
+ * is told. */
+static void test_leading_moves_of_failed(void) {
+    pthread_t thread;
+    struct kvt_step *s = NULL;
+    begin_test(KVT_SEGMENT);
+    struct fake_schedule schedule = two_steps();
+    schedule.moves_count = schedule.moves_leading = 2;
+    schedule.moves[0] = (struct kvt_sched_move){
+        .source_extent = 100, .target_extent = 200, .target_offset = 1024, .bytes = 16};
+    schedule.moves[1] = (struct kvt_sched_move){.source_extent = 100,
+                                                .target_extent = 100,
+                                                .source_offset = 4096,
+                                                .target_offset = 8192,
+                                                .bytes = 16};
+    memset(memory, 'l', 16);
+    memset(memory + 4096, 'a', 16);
+    fake_schedule(&fake, &schedule, 2, 10);
+    CU_ASSERT_EQUAL_FATAL(pthread_create(&thread, NULL, fail_then_send_extent, NULL), 0);
+    CU_ASSERT_EQUAL(kvt_step_begin(client, cache, NULL, 0, 1, 2, &s), -KVT_EFAILED);
+    CU_ASSERT(message_has("step 10 of cache 1 failed and was not committed: an input/output"));
+    CU_ASSERT_PTR_NULL(s);
+    CU_ASSERT_EQUAL(fake.page->step.value, 11);
+    (void)pthread_join(thread, NULL);
+    CU_ASSERT_EQUAL(fake.extents[1].memory[1024 + 15], 'l');
+    CU_ASSERT_EQUAL(memory[8192 + 15], 'a');
+    fake_sync(&fake);
+    CU_ASSERT_EQUAL(kvt_ping(client, NULL), 0); /* the session goes on */
+    end_test();
+}
+
+static void *evict_soon(void *argument) {
+    (void)argument;
+    fake_sleep_ms(30);
+    __atomic_store_n(&fake.page->failed.aux, KVT_EEVICTED, __ATOMIC_SEQ_CST);
+    fake_post(&fake.page->failed, 10);
+    return NULL;
+}
+
+/* Nothing of an evicted session matters, and its extents do not come. */
+static void test_leading_moves_of_evicted(void) {
+    pthread_t thread;
+    struct kvt_step *s = NULL;
+    begin_test(KVT_SEGMENT);
+    struct fake_schedule schedule = two_steps();
+    schedule.moves_count = schedule.moves_leading = 2;
+    schedule.moves[0] = schedule.moves[1] = (struct kvt_sched_move){
+        .source_extent = 100, .target_extent = 200, .target_offset = 1024, .bytes = 16};
+    fake_schedule(&fake, &schedule, 2, 10);
+    CU_ASSERT_EQUAL_FATAL(pthread_create(&thread, NULL, evict_soon, NULL), 0);
+    CU_ASSERT_EQUAL(kvt_step_begin(client, cache, NULL, 0, 1, 2, &s), -KVT_EEVICTED);
+    (void)pthread_join(thread, NULL);
     end_test();
 }
 
@@ -401,7 +491,10 @@ int main(void) {
                            {"quota", test_quota},
                            {"arguments", test_arguments},
                            {"wrong schedules", test_wrong_schedules},
+                           {"a wrong leading move", test_wrong_leading_move},
                            {"an extent comes late", test_extent_comes_late},
+                           {"leading moves of a failed step", test_leading_moves_of_failed},
+                           {"leading moves of an evicted worker", test_leading_moves_of_evicted},
                            {"RECLAIM", test_reclaim},
                            {"a short extent", test_short_extent},
                            CU_TEST_INFO_NULL};
