@@ -1,6 +1,7 @@
 #include "daemon/status.h"
 #include "daemon/daemon.h"
 #include "daemon/log.h"
+#include "daemon/units.h"
 #include "tiers/engine/assert.h"
 
 #include <errno.h>
@@ -315,6 +316,34 @@ static int plan_running(struct kvt_session *asker, uint32_t cache, Kvt__PlanRepl
     return set_layers(d, info.layers, info.layer_count, r);
 }
 
+/* The engine names what is needed and what is free in bytes; a person gets sizes, the budget and what
+ * to change. A text of another form stays as it is. */
+static void explain_shortage(struct kvt_daemon *d, uint32_t device, char *text) {
+    char tier[16];
+    char need_text[KVT_UNIT_TEXT_BYTES];
+    char free_text[KVT_UNIT_TEXT_BYTES];
+    char budget_text[KVT_UNIT_TEXT_BYTES];
+    uint64_t need;
+    uint64_t available;
+    struct kvt_tier_info info;
+    if (sscanf(text, "plan: %15s memory: %" SCNu64 " bytes needed, %" SCNu64 " in the budget", tier,
+               &need, &available) != 3) {
+        return;
+    }
+    bool on_device = strcmp(tier, "device") == 0;
+    if (on_device) {
+        kvt_engine_device_info(d->engine, device, &info);
+    } else {
+        kvt_engine_host_info(d->engine, &info);
+    }
+    (void)snprintf(text, KVT_TEXT_BYTES,
+                   "plan: does not fit: %s memory: %s needed, %s to plan with (the budget is %s); "
+                   "raise [%s%s] budget, shorten the context or take fewer rows",
+                   tier, kvt_size_about(need, need_text), kvt_size_about(available, free_text),
+                   kvt_size_about(info.budget_bytes, budget_text), on_device ? "device " : "host",
+                   on_device ? d->config.devices[device].name : "");
+}
+
 static int plan_new(struct kvt_session *asker, const Kvt__Plan *m, Kvt__PlanReply *r, char *text) {
     struct kvt_daemon *d = asker->daemon;
     static struct kvt_plan plan; /* large; one thread */
@@ -344,6 +373,9 @@ static int plan_new(struct kvt_session *asker, const Kvt__Plan *m, Kvt__PlanRepl
         .device_budget_bytes = m->device_budget_bytes,
     };
     rc = kvt_engine_plan(d->engine, &request, &plan, text, KVT_TEXT_BYTES);
+    if (rc == -KVT_EQUOTA) {
+        explain_shortage(d, m->device, text);
+    }
     if (rc != 0) {
         return rc;
     }

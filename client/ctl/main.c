@@ -89,7 +89,8 @@ static int run(struct kvt_ctl *ctl) {
             return status;
         }
     }
-    return kvt_ctl_usage("command '%s' is unknown", name);
+    return kvt_ctl_usage(name[0] == '-' ? "option '%s' is unknown" : "command '%s' is unknown",
+                         name);
 }
 
 int main(int argc, char **argv) {

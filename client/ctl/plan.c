@@ -1,6 +1,7 @@
 /* kvtierctl plan: what a cache would get, or how a running one does, before or while it runs. */
 #include "client/ctl/ctl.h"
 #include "client/ctl/text.h"
+#include "client/shapes.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,7 +10,8 @@
 const char kvt_ctl_plan_help[] =
     "plan: what a cache would get, or --cache ID: what a running one has\n"
     "  --cache ID           a running cache instead of a shape\n"
-    "  --shape NAME         smollm2-135m, llama-3-8b, llama-3-70b, qwen2.5-7b; or in numbers:\n"
+    "  --shape NAME         tiny, smollm2-135m, smollm2-1.7b, llama-3.2-1b, qwen2.5-7b,\n"
+    "                       llama-3-8b, llama-3-70b; or in numbers:\n"
     "  --layers N           layers\n"
     "  --kv-heads N         KV heads of a layer\n"
     "  --head-dim N         elements of a head's K and V (--k-head-dim, --v-head-dim: apart)\n"
@@ -49,10 +51,9 @@ struct shape {
     uint64_t head_dim;
 };
 
-static const struct shape shapes[] = {{"smollm2-135m", 30, 3, 64},
-                                      {"llama-3-8b", 32, 8, 128},
-                                      {"llama-3-70b", 80, 8, 128},
-                                      {"qwen2.5-7b", 28, 4, 128}};
+#define SHAPE(name, tied, layers, width, hidden, heads, kv_heads, k_dim, ...) \
+    {name, layers, kv_heads, k_dim},
+static const struct shape shapes[] = {KVT_SHAPES(SHAPE)};
 
 /* ---- options ---------------------------------------------------------------------------------- */
 
@@ -65,19 +66,20 @@ static bool read_shape(const char *value, struct wanted *w) {
             return true;
         }
     }
-    (void)kvt_ctl_usage("--shape: '%s' is unknown", value);
+    (void)kvt_ctl_usage("--shape: '%s' is unknown; accepted: %s", value, KVT_SHAPE_NAMES);
     return false;
 }
 
+/* `accepted` is the words for a person. */
 static bool read_word(const char *name, const char *value, const char *const *words,
-                      uint64_t *out) {
+                      const char *accepted, uint64_t *out) {
     for (uint64_t i = 0; words[i] != NULL; i++) {
         if (strcmp(value, words[i]) == 0) {
             *out = i + 1;
             return true;
         }
     }
-    (void)kvt_ctl_usage("%s: '%s' is unknown", name, value);
+    (void)kvt_ctl_usage("%s: '%s' is unknown; accepted: %s", name, value, accepted);
     return false;
 }
 
@@ -118,9 +120,10 @@ static int read_valued(struct kvt_ctl *ctl, int *at, struct wanted *w) {
         good = kvt_ctl_number("--head-dim", value, 1, KVT_HEAD_DIM_MAX, &w->k_head_dim);
         w->v_head_dim = w->k_head_dim;
     } else if (!bad && (value = kvt_ctl_value(ctl, at, "--dtype", &bad)) != NULL) {
-        good = read_word("--dtype", value, dtypes, &w->dtype);
+        good = read_word("--dtype", value, dtypes, "f32, f16, bf16", &w->dtype);
     } else if (!bad && (value = kvt_ctl_value(ctl, at, "--mode", &bad)) != NULL) {
-        good = read_word("--mode", value, modes, &w->mode);
+        good = read_word("--mode", value, modes, "dynamic, static, offloaded, offloaded-static",
+                         &w->mode);
     } else if (!bad && (value = kvt_ctl_value(ctl, at, "--resident", &bad)) != NULL) {
         good = kvt_ctl_number("--resident", value, 0, KVT_LAYERS_MAX, &n);
         w->resident_plus_1 = good ? n + 1 : 0;
@@ -245,6 +248,22 @@ static void show_text(const Kvt__PlanReply *p) {
     }
 }
 
+/* Behind the daemon's sentence on what does not fit: how much K and V there is, wherever it lies. */
+static void explain_size(struct kvt_ctl *ctl, const struct wanted *w) {
+    char all[KVT_CTL_TEXT_BYTES];
+    char token[KVT_CTL_TEXT_BYTES];
+    if (w->cache != 0 || strstr(kvt_error_message(ctl->client), "does not fit") == NULL) {
+        return;
+    }
+    uint64_t element_bytes = w->dtype == KVT_DTYPE_F32 ? 4 : 2;
+    uint64_t token_bytes =
+        w->layers * w->kv_heads * (w->k_head_dim + w->v_head_dim) * element_bytes;
+    double total = (double)token_bytes * (double)w->tokens * (double)w->rows;
+    (void)fprintf(stderr, "kvtierctl: K and V take %s: %s a token in all %u layers\n",
+                  kvt_ctl_size(total < 1e18 ? (uint64_t)total : UINT64_MAX, all),
+                  kvt_ctl_size(token_bytes, token), (unsigned)w->layers);
+}
+
 int kvt_ctl_plan(struct kvt_ctl *ctl) {
     struct wanted w = {
         .dtype = KVT_DTYPE_F16, .rows = 1, .append = 1, .mode = KVT_DYNAMIC, .kind = KVT_SEGMENT};
@@ -255,6 +274,9 @@ int kvt_ctl_plan(struct kvt_ctl *ctl) {
     }
     if (rc == KVT_CTL_OK) {
         rc = ask(ctl, &w, &reply);
+        if (rc == KVT_CTL_ERROR) {
+            explain_size(ctl, &w);
+        }
     }
     if (rc != KVT_CTL_OK) {
         return rc;

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "client/shapes.h"
 #include "client/worker/dequant.h"
 #include "client/worker/fail.h"
 #include "client/worker/model.h"
@@ -24,22 +25,15 @@ struct named_shape {
     struct kvt_model_shape shape;
 };
 
-/* layers, width, hidden, heads, KV heads, K and V dims, turned, vocabulary, context, eps, base */
-static const struct named_shape shapes[] = {
-    {"tiny", true, {3, 64, 128, 4, 2, 32, 32, 32, 512, 131072, 1e-5f, 10000, 1}},
-    {"smollm2-135m", true, {30, 576, 1536, 9, 3, 64, 64, 64, 49152, 8192, 1e-5f, 100000, 1}},
-    {"smollm2-1.7b", true, {24, 2048, 8192, 32, 32, 64, 64, 64, 49152, 8192, 1e-5f, 130000, 1}},
-    {"llama-3.2-1b", true, {16, 2048, 8192, 32, 8, 64, 64, 64, 128256, 131072, 1e-5f, 500000, 1}},
-    {"llama-3-8b",
-     false,
-     {32, 4096, 14336, 32, 8, 128, 128, 128, 128256, 131072, 1e-5f, 500000, 1}},
-    {"llama-3-70b",
-     false,
-     {80, 8192, 28672, 64, 8, 128, 128, 128, 128256, 131072, 1e-5f, 500000, 1}},
-};
+#define SHAPE(name, tied, layers, width, hidden, heads, kv_heads, k, v, turned, words, context, \
+              eps, base)                                                                        \
+    {name,                                                                                      \
+     tied,                                                                                      \
+     {layers, width, hidden, heads, kv_heads, k, v, turned, words, context, eps, base, 1}},
+static const struct named_shape shapes[] = {KVT_SHAPES(SHAPE)};
 
 const char *kvt_model_random_names(void) {
-    return "tiny, smollm2-135m, smollm2-1.7b, llama-3.2-1b, llama-3-8b, llama-3-70b";
+    return KVT_SHAPE_NAMES;
 }
 
 /* Where the next weight goes; NULL while bytes are only counted. */

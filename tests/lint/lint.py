@@ -32,8 +32,8 @@ ARROWS = {
     "daemon/front": ["proto"],
     "client/lib": ["proto", "client/kvtier.h"],
     # kvtierctl attaches in a role that the public header does not offer.
-    "client/ctl": ["client/lib"],
-    "client/worker": ["proto", "client/kvtier.h", "kernels"],
+    "client/ctl": ["client/lib", "client/shapes.h"],
+    "client/worker": ["proto", "client/kvtier.h", "client/shapes.h", "kernels"],
     "client/worker/synthetic": ["proto", "client/kvtier.h", "kernels"],
     "client/python": ["proto", "client/kvtier.h"],
     "client": [],

@@ -109,6 +109,20 @@ def test_version(daemon):
 
 # ---- plan
 
+SHAPES = "tiny, smollm2-135m, smollm2-1.7b, llama-3.2-1b, qwen2.5-7b, llama-3-8b, llama-3-70b"
+
+
+def test_shapes_are_one_list(daemon):
+    """Of kvtierctl and of kvtier-run, and each is known to both."""
+    def words(program_name):
+        done = subprocess.run([program(program_name), "--help"], capture_output=True, text=True,
+                              check=True)
+        return " ".join(done.stdout.split())
+    assert SHAPES in words("kvtier-run") and SHAPES in words("kvtierctl")
+    for shape in SHAPES.split(", "):
+        done = ctl("plan", "--shape", shape, "--tokens", "16", daemon=daemon)
+        assert done.returncode == 0 or "does not fit" in done.stderr, done.stderr
+
 
 def test_plan(daemon):
     shape = ["--layers", "4", "--kv-heads", "2", "--head-dim", "16", "--tokens", "1000"]
@@ -128,7 +142,17 @@ def test_plan(daemon):
 def test_plan_that_cannot_fit(daemon):
     done = ctl("plan", "--shape", "llama-3-70b", "--tokens", "1000000", daemon=daemon)
     assert done.returncode == 1
-    assert "bytes needed" in done.stderr and "in the budget" in done.stderr
+    assert "does not fit: device memory: " in done.stderr or "does not fit: host" in done.stderr
+    assert re.search(r"K and V take 305\.2 GiB: 320\.0 KiB a token in all 80 layers", done.stderr)
+    assert done.stdout == ""
+    host = ctl("plan", "--shape", "tiny", "--tokens", "131072", "--mode", "offloaded", daemon=daemon)
+    assert host.returncode == 1
+    assert re.search(r"does not fit: host memory: 96\.\d MiB needed, 64\.0 MiB to plan with \(the budget is "
+                     r"64\.0 MiB\); raise \[host\] budget, shorten the context", host.stderr), host.stderr
+    device = ctl("plan", "--shape", "tiny", "--tokens", "9000", "--mode", "static", "--budget", "1MiB",
+                 daemon=daemon)
+    assert re.search(r"does not fit: device memory: \d\.\d MiB needed, 1\.0 MiB to plan with \(the budget is "
+                     r"16\.0 MiB\); raise \[device cpu0\] budget", device.stderr), device.stderr
 
 
 def test_plan_of_running_cache(daemon):
@@ -175,6 +199,8 @@ def test_help():
 @pytest.mark.parametrize("args,text", [
     ([], "a command is needed"),
     (["stats"], "command 'stats' is unknown"),
+    (["--bogus"], "option '--bogus' is unknown"),
+    (["--bogus", "status"], "option '--bogus' is unknown"),
     (["status", "--fast"], "'--fast' is unknown here"),
     (["status", "--watch", "0"], "--watch: '0' is not a number from 1 to 86400"),
     (["workers", "x"], "'x' is unknown here"),
@@ -183,7 +209,9 @@ def test_help():
     (["evict", "none"], "'none' is not a number"),
     (["plan"], "--shape, or --layers, --kv-heads and --head-dim, or --cache"),
     (["plan", "--shape", "llama-3-8b"], "--tokens is needed"),
-    (["plan", "--shape", "gpt-9"], "--shape: 'gpt-9' is unknown"),
+    (["plan", "--shape", "gpt-9"], f"--shape: 'gpt-9' is unknown; accepted: {SHAPES}"),
+    (["plan", "--mode", "fast"], "--mode: 'fast' is unknown; accepted: dynamic, static, offloaded"),
+    (["plan", "--dtype", "f64"], "--dtype: 'f64' is unknown; accepted: f32, f16, bf16"),
     (["plan", "--budget", "1GB"], "--budget: '1GB' is not a size"),
     (["plan", "--tokens"], "--tokens needs a value"),
     (["plan", "--rows", "-1"], "--rows: '-1' is not a number"),
