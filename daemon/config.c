@@ -372,7 +372,11 @@ int kvt_config_parse(const char *bytes, size_t size, const char *name, const cha
 
 int kvt_config_load(const struct kvt_config_source *source, struct kvt_config *out, char *text) {
     const char *name = source->file != NULL ? source->file : KVT_CONFIG_DEFAULT_FILE;
-    FILE *stream = fopen(name, "re");
+    bool standard_input = strcmp(name, "-") == 0;
+    FILE *stream = standard_input ? stdin : fopen(name, "re");
+    if (standard_input) {
+        name = "standard input";
+    }
     if (stream == NULL) {
         if (source->file == NULL && errno == ENOENT) {
             return kvt_config_parse("", 0, name, source->sets, source->set_count, out, text);
@@ -395,6 +399,8 @@ int kvt_config_load(const struct kvt_config_source *source, struct kvt_config *o
         rc = kvt_config_parse(bytes, size, name, source->sets, source->set_count, out, text);
     }
     free(bytes);
-    (void)fclose(stream);
+    if (!standard_input) {
+        (void)fclose(stream);
+    }
     return rc;
 }

@@ -12,11 +12,12 @@
 
 static const char help[] =
     "kvtierd: a service that keeps the KV caches of inference workers in the memory that suits\n"
-    "them: device, host, disk.\n"
+    "them: device or host.\n"
     "\n"
     "  kvtierd [--config FILE] [--set SECTION.OPTION=VALUE]...\n"
     "\n"
-    "  --config FILE          read FILE; without it, " KVT_CONFIG_DEFAULT_FILE " if it is there\n"
+    "  --config FILE          read FILE (- is standard input); without it,\n"
+    "                         " KVT_CONFIG_DEFAULT_FILE " if it is there\n"
     "  --set S.O=VALUE        set an option, over the file: daemon.log_level=debug,\n"
     "                         host.budget=1GiB, device.NAME.budget=64MiB; as often as needed\n"
     "  --runtime-dir DIR      the same as --set daemon.runtime_dir=DIR\n"

@@ -38,8 +38,28 @@ static int system_error(char *text, const char *path, const char *what) {
     return -KVT_ESYS;
 }
 
+/* Whether the folder above `dir` is there, though the system says that something is not. */
+static bool has_parent(const char *dir) {
+    char parent[KVT_CONFIG_TEXT_BYTES];
+    struct stat status;
+    (void)snprintf(parent, sizeof(parent), "%s", dir);
+    char *slash = strrchr(parent, '/');
+    if (slash == NULL) {
+        return true;
+    }
+    slash[slash == parent] = '\0';
+    return stat(parent, &status) == 0 && S_ISDIR(status.st_mode);
+}
+
 static int open_directory(const char *dir, gid_t group, char *text) {
     bool made = mkdir(dir, 0750) == 0;
+    if (!made && errno == ENOENT && has_parent(dir)) {
+        (void)snprintf(text, KVT_CONFIG_ERROR_BYTES,
+                       "%s: cannot be made: the file system there takes no directories; choose "
+                       "another [daemon] runtime_dir",
+                       dir);
+        return -KVT_ESYS;
+    }
     if (!made && errno != EEXIST) {
         return system_error(text, dir, "be made");
     }

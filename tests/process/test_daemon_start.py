@@ -161,6 +161,22 @@ def test_folder_above_is_missing(tmp_path):
     one_line(log, "No such file or directory", "make the folder above it first")
 
 
+def test_directory_where_none_can_be():
+    status, log = run_to_end(runtime_dir="/proc/foo")
+    assert status == EXIT_FAILED
+    one_line(log, "/proc/foo", "takes no directories", "choose another")
+    assert "above" not in log
+
+
+@pytest.mark.parametrize("text, status, words", [
+    ("[daemon]\nlog_level = debug\n", 0, "the configuration is usable"),
+    ("[daemon]\nspeed = 9\n", EXIT_USAGE, "standard input:2: [daemon] speed: unknown option")])
+def test_configuration_from_standard_input(text, status, words):
+    done = subprocess.run([program("kvtierd"), "--config", "-", "--check-config"], input=text,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == status and words in done.stdout + done.stderr
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="root makes a directory that another may not write")
 def test_no_permission(tmp_path):
     probe = subprocess.run([program("kvtierd"), "--version"], user=NOBODY, extra_groups=[],
