@@ -20,10 +20,10 @@ STREAMED = ["offloaded", "offloaded-static"]
 PIECES = [0, 256, 512, 1024]
 
 PLAIN = [*TINY, "--prompt-tokens", 1500, "-n", 40, "--chunk", 200]
-LONG = [*TINY, "--prompt-tokens", 3900, "-n", 60]
-LONG_LAYER_BYTES = (3900 + 59) * TINY_TOKEN_BYTES
+LONG = [*TINY, "--prompt-tokens", 3600, "-n", 20]
+LONG_LAYER_BYTES = (3600 + 19) * TINY_TOKEN_BYTES
 # Its K and V outgrow 832 KiB and 1 MiB in the midst of generation, behind the prompt.
-GROWING = [*TINY, "--prompt-tokens", 700, "-n", 900]
+GROWING = [*TINY, "--prompt-tokens", 900, "-n", 500]
 ROWS = [*TINY, "--prompt-tokens", 1300, "-n", 30, "--chunk", 150, "--rows", 3, "--temp", 1, "--seed", 9]
 LISTS = [",".join(str((7 * i + k) % 512) for i in range(n)) for k, n in ((1, 300), (2, 1), (3, 1100))]
 SIDE_BY_SIDE = [*TINY, *[a for ids in LISTS for a in ("--ids", ids)], "-n", 30, "--chunk", 100]
@@ -95,7 +95,7 @@ def test_dynamic_migrates_in_mid_life(reference, tmp_path, budget):
             got = expect_same(reference, tmp_path, daemon, GROWING, *more)
             assert got["migrated_bytes"] > 0 and "S" in got["layers"]
             # something was resident until long behind the prompt
-            assert got["migrated_bytes"] > 700 * TINY_TOKEN_BYTES
+            assert got["migrated_bytes"] > 900 * TINY_TOKEN_BYTES
 
 
 def test_layers_that_stay_are_counted(reference, tmp_path):
@@ -132,15 +132,13 @@ def test_static_that_does_not_fit_says_so():
 
 @pytest.mark.skipif(not os.path.exists(MODEL), reason="no model; run `make model`")
 @pytest.mark.parametrize("mode,budget,piece,ahead", [
-    ("offloaded", "640KiB", 256, 8), ("dynamic", "12MiB", 512, 1), ("offloaded-static", "4MiB", 0, 8),
-    ("static", "64MiB", 1024, 8)])
+    ("offloaded", "640KiB", 256, 8), ("dynamic", "12MiB", 512, 1), ("offloaded-static", "4MiB", 0, 8)])
 def test_real_model(reference, tmp_path, mode, budget, piece, ahead):
     """About 600 tokens of prompt, 14 MB of K and V, 460 KB a layer."""
-    command = ["--model", MODEL, "--prompt", "one two three four five " * 120, "-n", 12, "--ignore-end"]
+    command = ["--model", MODEL, "--prompt", "one two three four five " * 120, "-n", 8, "--ignore-end"]
     with Daemon(sets={"device.cpu0.budget": budget}) as daemon:
         got = expect_same(reference, tmp_path, daemon, command, "--mode", mode, "--piece-tokens", piece,
                           "--steps-ahead", ahead, "--threads", 2)
         assert 590 < got["prompt_tokens"] < 650
         streamed = got["layers"].count("S")
-        assert streamed == {"offloaded": 30, "static": 0}.get(mode, streamed)
-        assert mode == "static" or 0 < streamed
+        assert 0 < streamed and (mode != "offloaded" or streamed == 30)

@@ -69,7 +69,7 @@ def test_stopped_in_mid_step(busy_ids, mode):
                   ["--prompt-tokens", 900, "--seed", 3, "--mode", "dynamic"],
                   ["--prompt-tokens", 300, "--seed", 4, "--mode", "offloaded-static", "--rows", 2]]
         for other in others:
-            command = [*TINY, *other, "-n", 200]
+            command = [*TINY, *other, "-n", 100]
             assert ids_of(run(*command, "--runtime-dir", fleet.daemon.runtime_dir)) == \
                 ids_of(run(*command, "--local"))
         again = fleet.worker_of(held)
