@@ -315,7 +315,47 @@ def test_a_wrong_byte_is_found(daemon, kind):
     (["--shared", "3:1"], "--shared: '3:1' is not accepted"),
     (["--shared", "1:9"], "there are 4 layers"),
     (["--nonsense"], "'--nonsense' is unknown"),
+    (["--device", "0011"], "--device: '0011' is not accepted; 32 hexadecimal digits"),
+    (["--device", "g" * 32], "32 hexadecimal digits are"),
+    (["--device", "0" * 33], "32 hexadecimal digits are"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_usage(args, text):
     done = subprocess.run([program("kvtier-synth"), *args], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and text in done.stderr
+
+
+# ---- several devices
+
+
+def test_each_worker_on_its_device():
+    """Two devices, a worker on each, named by UUID and held in a step: checked bytes, charged where they
+    are."""
+    first, second = "00112233445566778899aabbccddee01", "00112233-4455-6677-8899-AABBCCDDEE02"
+    config = "[host]\nbudget=64MiB\nchunk=1MiB\n" + "".join(
+        f"[device {name}]\nbudget=16MiB\nuuid={uuid}\n" for name, uuid in (("a", first), ("b", second)))
+    with Daemon(config=config) as daemon:
+        assert used(daemon) == {"a": 0, "b": 0, "host": 0}
+        workers = {}
+        for name, uuid, rows in (("b", second, 1), ("a", first, 3)):
+            workers[name] = start(daemon, "--device", uuid, "--name", f"on-{name}", "--mode", "static",
+                                  "--rows", str(rows), "--hold-step", "10", "--hold-ms", "3000")
+            wait_until(lambda name=name: used(daemon)[name] > 0, f"memory of {name} is in use")
+            if name == "b":
+                assert used(daemon)["a"] == 0
+        status = ctl(daemon, "status")
+        charged = {w["device"]: w["device_bytes"] for w in status["workers"]}
+        assert {w["name"]: w["device"] for w in status["workers"]} == {"on-a": "a", "on-b": "b"}
+        assert {name: used(daemon)[name] for name in charged} == charged
+        # three rows of what one row is on the other
+        token_bytes = 4 * 2 * (16 + 16) * 2
+        assert charged["a"] >= 3 * 664 * token_bytes and charged["b"] >= 664 * token_bytes
+        assert charged["a"] > charged["b"]
+        for name, rows in (("a", 3), ("b", 1)):
+            r = finish(workers[name])
+            assert r["errors"] == 0 and r["tokens"] == rows * 664 and r["bytes_checked"] > 0
+        expect_empty(daemon)
+
+
+def test_device_that_is_not_there(daemon):
+    done = finish(start(daemon, "--device", "f" * 32), status=3)
+    assert "device" in done["stderr"]

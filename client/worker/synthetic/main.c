@@ -18,6 +18,7 @@ static int attach(struct kvt_synth *s) {
         .runtime_dir = s->o->runtime_dir,
         .worker = s->o->dense ? KVT_DENSE : KVT_SEGMENT,
         .name = s->o->name,
+        .device = s->o->has_device ? s->o->device : NULL,
         .timeout_ms = s->o->re_attach ? 20000 : 0,
     };
     int rc = kvt_attach(&a, &s->client);

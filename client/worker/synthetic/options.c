@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum kind { FLAG, NUMBER, WORD, TEXT, SHARED };
+enum kind { FLAG, NUMBER, WORD, TEXT, SHARED, UUID };
 
 struct word {
     const char *word;
@@ -58,6 +58,10 @@ static const struct option table[] = {
      .kind = TEXT,
      .offset = AT(name),
      .text = "shown by kvtierctl (kvtier-synth)"},
+    {.name = "device",
+     .argument = "UUID",
+     .kind = UUID,
+     .text = "the device to work on, 32 hexadecimal digits (the daemon's first)"},
     N("seed", seed, 0, INT64_MAX, "of everything that is random (1)"),
     F("dense", dense, "be a dense worker, whose done comes one layer late (segment)"),
     SECTION("Layout"),
@@ -183,6 +187,30 @@ static int parse_shared(struct kvt_synth_options *o, const char *value) {
     return -1;
 }
 
+/* Dashes are skipped, wherever they stand. */
+static int parse_uuid(struct kvt_synth_options *o, const char *value) {
+    static const char digits[] = "0123456789abcdef";
+    uint8_t device[sizeof o->device] = {0};
+    size_t count = 0;
+    for (const char *p = value; *p != '\0'; p++) {
+        const char *digit = strchr(digits, *p >= 'A' && *p <= 'F' ? *p - 'A' + 'a' : *p);
+        if (*p == '-') {
+            continue;
+        }
+        if (digit == NULL || count == 2 * sizeof device) {
+            return mistake("device", value, "32 hexadecimal digits are, with or without dashes");
+        }
+        device[count / 2] = (uint8_t)(device[count / 2] << 4 | (digit - digits));
+        count++;
+    }
+    if (count != 2 * sizeof device) {
+        return mistake("device", value, "32 hexadecimal digits are, with or without dashes");
+    }
+    memcpy(o->device, device, sizeof device);
+    o->has_device = true;
+    return -1;
+}
+
 static int apply(struct kvt_synth_options *o, const struct option *t, const char *value) {
     void *field = (char *)o + t->offset;
     switch (t->kind) {
@@ -198,6 +226,8 @@ static int apply(struct kvt_synth_options *o, const struct option *t, const char
         return parse_word(t, value, field);
     case SHARED:
         return parse_shared(o, value);
+    case UUID:
+        return parse_uuid(o, value);
     }
     return -1;
 }

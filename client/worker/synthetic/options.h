@@ -20,6 +20,8 @@ struct kvt_synth_options {
     const char *name;
     int64_t seed;
     bool dense;
+    bool has_device;
+    uint8_t device[16]; /* UUID */
 
     int64_t mode; /* KVT_DYNAMIC ... */
     int64_t layers;
