@@ -16,7 +16,7 @@
  *         ... append the new tokens' K and V, attend ...
  *         kvt_piece_done(s, p);
  *     }
- *     kvt_step_end(s);                           // the tokens are committed
+ *     kvt_step_end(s);                           // the results may be used
  *
  * Errors: functions return 0 (or a count) or a negative KVT_E... code; kvt_error_message(client)
  * has the sentence for a person: what failed, on what, why, what to do. Out-parameters are written
@@ -186,7 +186,11 @@ struct kvt_piece {
 /* Opens a schedule of up to `steps` equal steps on `cache` and makes its first step the current
  * one. rows NULL: every row appends `tokens`. Rows that are not named are not read; dense workers
  * name all of them, in order (0 tokens for those that stand still). Fails with -KVT_EQUOTA (budget and need are in the
- * message) and then nothing has changed. One schedule at a time a client. */
+ * message) and then nothing has changed. One schedule at a time a client.
+ * Waits first until the steps that were ended are written back. -KVT_EFAILED, once: some of this
+ * cache were not (the message names steps, row and tokens): no schedule was opened; the rows have
+ * the length before them, which kvt_step_length says behind the next begin, and the caller goes on
+ * from there. -KVT_ETIMEDOUT: not written back within request_timeout_ms; nothing has changed. */
 KVTIER_API int kvt_step_begin(struct kvt_client *c, uint32_t cache, const struct kvt_step_row *rows,
                               uint32_t row_count, uint32_t tokens, uint32_t steps,
                               struct kvt_step **out) KVTIER_CHECK;
@@ -210,14 +214,16 @@ KVTIER_API int kvt_piece_wait(struct kvt_step *s, const struct kvt_piece *p) KVT
 KVTIER_API int kvt_piece_done(struct kvt_step *s, const struct kvt_piece *p) KVTIER_CHECK;
 /* Ends the current step: everything that it did is complete. If the schedule has more steps
  * (kvt_step_left was above 1) the next one becomes current, otherwise `s` is freed. 0: the results
- * may be used, and the step will be committed. -KVT_ESTATE: a streamed piece is not done; nothing
- * has changed. Any other error, -KVT_EFAILED and -KVT_EGONE among them: the results may not be
- * used; `s` is freed. */
+ * may be used; the commit is confirmed by the next kvt_step_begin or kvt_acquire on the cache, or by
+ * kvt_cache_settle: until then the step may still fail to be written back. -KVT_ESTATE: a streamed
+ * piece is not done; nothing has changed. Any other error, -KVT_EFAILED and -KVT_EGONE among them:
+ * the results may not be used; `s` is freed. */
 KVTIER_API int kvt_step_end(struct kvt_step *s) KVTIER_CHECK;
 /* Gives up the current step and those behind it and frees `s`: the cache keeps the length that it
  * had before the current step. NULL is fine. */
 KVTIER_API int kvt_step_abort(struct kvt_step *s);
-/* Waits until every step that was ended has been committed. */
+/* Waits until every step of the cache that was ended has been committed. -KVT_EFAILED, once: some
+ * were lost, as kvt_step_begin would say. */
 KVTIER_API int kvt_cache_settle(struct kvt_client *c, uint32_t cache, int timeout_ms) KVTIER_CHECK;
 
 /* The simple way, a layer at a time, on the same machinery: opens a step of `tokens` new tokens for

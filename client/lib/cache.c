@@ -329,7 +329,13 @@ int kvt_cache_reset(struct kvt_client *c, uint32_t cache) {
     m.cache = cache;
     r.body_case = KVT__REQUEST__BODY_RESET;
     r.reset = &m;
-    return edit(c, "RESET", cache, &r);
+    int rc = edit(c, "RESET", cache, &r);
+    if (rc == 0) { /* nothing is missing any more */
+        struct kvt_client_cache *own = kvt_client_cache_find(c, cache);
+        own->ended = 0;
+        own->lost.first = 0;
+    }
+    return rc;
 }
 
 int kvt_cache_fork(struct kvt_client *c, uint32_t cache, const uint32_t *rows, uint32_t count,
@@ -361,6 +367,9 @@ int kvt_cache_fork(struct kvt_client *c, uint32_t cache, const uint32_t *rows, u
         return rc;
     }
     enter(c, entry, reply->cache->cache, (uint32_t)reply->cache->n_lengths);
+    kvt_client_settle_look(c); /* the answer came behind the last step */
+    entry->ended = own->ended;
+    entry->lost = own->lost; /* what is missing there is missing in the copy */
     *forked = entry->id;
     kvt__reply__free_unpacked(reply, NULL);
     return 0;

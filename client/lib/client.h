@@ -40,10 +40,22 @@ struct kvt_client_layout {
     struct kvt_layer_shape layers[]; /* last_reader filled in */
 };
 
+/* Steps that were ended and then failed. */
+struct kvt_client_lost {
+    uint32_t cache; /* of which they were */
+    uint64_t first; /* 0: nothing was lost */
+    uint64_t last;
+    int code;     /* positive: why */
+    uint32_t row; /* the first of `rows` rows that miss tokens */
+    uint32_t rows;
+    uint64_t tokens; /* of `row` that are not there */
+};
+
 struct kvt_client_cache {
     uint32_t id;
     uint32_t rows;
-    uint64_t last_step; /* the last step that was ended well; 0: none */
+    uint64_t ended; /* the last step that was ended, if nobody knows yet what became of it; or 0 */
+    struct kvt_client_lost lost; /* not yet told */
     struct kvt_client_layout *layout;
 };
 
@@ -77,6 +89,7 @@ struct kvt_client {
     uint32_t cache_count;
     struct kvt_step step;
     struct kvt_client_spin spin;
+    struct kvt_client_spin settle_spin;
 };
 
 /* ---- error.c ---------------------------------------------------------------------------------- */
@@ -149,6 +162,15 @@ int kvt_client_call_poll(struct kvt_client *c, struct kvt_client_call *call, int
 /* Both until the end. `body` is the reply's expected case; 0: any. */
 int kvt_client_request(struct kvt_client *c, const char *what, Kvt__Request *r,
                        Kvt__Reply__BodyCase body, Kvt__Reply **reply) KVTIER_CHECK;
+
+/* ---- settle.c --------------------------------------------------------------------------------- */
+
+/* Notes what became of ended steps, as far as it is known. */
+void kvt_client_settle_look(struct kvt_client *c);
+/* Waits until it is known of all of them; a loss is no error here. */
+int kvt_client_settle_await(struct kvt_client *c) KVTIER_CHECK;
+/* -KVT_EFAILED, with its message, if the cache lost steps and nobody was told. */
+int kvt_client_settle_tell(struct kvt_client *c, struct kvt_client_cache *cache) KVTIER_CHECK;
 
 /* ---- cache.c ---------------------------------------------------------------------------------- */
 

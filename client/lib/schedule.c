@@ -170,6 +170,15 @@ int kvt_client_step_open(struct kvt_client *c, const struct kvt_client_step_opti
     }
     int rc = check_begin(c, o);
     if (rc == 0) {
+        rc = kvt_client_check_usable(c);
+    }
+    if (rc == 0) {
+        rc = kvt_client_settle_await(c); /* the next schedule clears `failed` */
+    }
+    if (rc == 0) {
+        rc = kvt_client_settle_tell(c, cache);
+    }
+    if (rc == 0) {
         rc = ask(c, o, &reply);
     }
     if (rc != 0) {
@@ -234,7 +243,7 @@ int kvt_step_end(struct kvt_step *s) {
     if (kvt_client_step_stopped(s) != 0) {
         return end_failed(s);
     }
-    s->cache->last_step = s->step.step;
+    s->cache->ended = s->step.step;
     if (s->current + 1 == s->steps) {
         close_schedule(s);
         return 0;
@@ -294,48 +303,4 @@ int kvt_step_abort(struct kvt_step *s) {
     }
     close_schedule(s);
     return rc;
-}
-
-/* ---- settle ----------------------------------------------------------------------------------- */
-
-static int settle_check(struct kvt_client *c, const struct kvt_client_cache *cache) {
-    uint64_t failed = kvt_client_counter_read(&c->page->failed);
-    if (kvt_client_is_gone(c)) {
-        return kvt_client_fail_gone(c);
-    }
-    bool stopped = failed != 0 && failed <= cache->last_step;
-    if (stopped && kvt_client_is_evicted(c)) {
-        return kvt_client_fail_evicted(c);
-    }
-    if (stopped) {
-        return kvt_client_fail(c, -KVT_EFAILED,
-                               "step %llu of cache %u failed when it was written back",
-                               (unsigned long long)failed, cache->id);
-    }
-    return 0;
-}
-
-int kvt_cache_settle(struct kvt_client *c, uint32_t cache, int timeout_ms) {
-    struct kvt_client_cache *own = kvt_client_cache_find(c, cache);
-    if (own == NULL) {
-        return -KVT_ENOENT;
-    }
-    struct kvt_counter *committed = &c->page->committed;
-    uint64_t end_ns = kvt_client_now_ns() + (uint64_t)(timeout_ms < 0 ? 0 : timeout_ms) * 1000000;
-    for (;;) {
-        uint64_t value = kvt_client_counter_read(committed);
-        int rc = settle_check(c, own);
-        if (rc != 0 || kvt_counter_reached(value, own->last_step)) {
-            return rc;
-        }
-        uint64_t now_ns = kvt_client_now_ns();
-        if (timeout_ms >= 0 && now_ns >= end_ns) {
-            return kvt_client_fail(c, -KVT_ETIMEDOUT,
-                                   "settle: step %llu of cache %u is not committed after %d ms",
-                                   (unsigned long long)own->last_step, cache, timeout_ms);
-        }
-        uint64_t left_us = timeout_ms < 0 ? UINT64_MAX : (end_ns - now_ns) / 1000 + 1;
-        kvt_client_counter_sleep(committed, own->last_step,
-                                 left_us < 100000 ? (uint32_t)left_us : 100000);
-    }
 }

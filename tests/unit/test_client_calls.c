@@ -35,6 +35,14 @@ static void test_acquire(void) {
     CU_ASSERT_EQUAL(fake.page->step.value, 10);
     CU_ASSERT_EQUAL(kvt_acquire_abort(client, cache), 0); /* there is none */
 
+    /* It failed when it was written back: the next one says so, and opens nothing. */
+    __atomic_store_n(&fake.page->failed.aux, KVT_EIO, __ATOMIC_SEQ_CST);
+    fake_post(&fake.page->failed, 10);
+    FAKE_SET(&fake, fake.last_body = 0);
+    CU_ASSERT_EQUAL(kvt_acquire(client, cache, 0, 1, &pieces, &count), -KVT_EFAILED);
+    CU_ASSERT(message_has("1 new tokens of row 0 and those of 1 more rows are not there"));
+    CU_ASSERT_EQUAL(last_body(), 0);
+
     /* A layer whose pieces need one slot after the other cannot be held as a whole. */
     schedule.pieces[1].slot = 0;
     schedule.pieces[1].ready = schedule.pieces[1].done = 2;
@@ -103,6 +111,108 @@ static void test_settle(void) {
     CU_ASSERT_EQUAL(kvt_step_end(s), 0);
     fake_post(&fake.page->failed, 11);
     CU_ASSERT_EQUAL(kvt_cache_settle(client, cache, 10000), -KVT_EFAILED);
+    CU_ASSERT_EQUAL(kvt_cache_settle(client, cache, 10000), 0); /* told once */
+    end_test();
+}
+
+static void end_two_steps(void) {
+    struct fake_schedule schedule = two_steps();
+    struct kvt_step *s = begin(&schedule);
+    post_all(1);
+    walk(s);
+    CU_ASSERT_EQUAL(kvt_step_end(s), 0);
+    post_all(2);
+    walk(s);
+    CU_ASSERT_EQUAL(kvt_step_end(s), 0);
+}
+
+static void *fail_late(void *argument) {
+    uint64_t first = *(const uint64_t *)argument;
+    fake_sleep_ms(30);
+    __atomic_store_n(&fake.page->failed.aux, KVT_EIO, __ATOMIC_SEQ_CST);
+    fake_post(&fake.page->failed, first);
+    return NULL;
+}
+
+/* Steps that were ended and fail when they are written back: the next begin waits, tells it once and
+ * sends nothing. */
+static void lost(uint64_t first, const char *what) {
+    struct kvt_step *s = NULL;
+    pthread_t thread;
+    begin_test(KVT_SEGMENT);
+    end_two_steps();
+    FAKE_SET(&fake, fake.last_body = 0);
+    CU_ASSERT_EQUAL_FATAL(pthread_create(&thread, NULL, fail_late, &first), 0);
+    CU_ASSERT_EQUAL(kvt_step_begin(client, cache, NULL, 0, 1, 2, &s), -KVT_EFAILED);
+    (void)pthread_join(thread, NULL);
+    CU_ASSERT(message_has(what));
+    CU_ASSERT_PTR_NULL(s);
+    CU_ASSERT_EQUAL(last_body(), 0);
+    struct fake_schedule schedule = two_steps();
+    schedule.first_step = schedule.steps[0].step = 12;
+    schedule.steps[1].step = 13;
+    s = begin(&schedule);
+    CU_ASSERT_EQUAL(kvt_step_length(s, 1), 10); /* go on from there */
+    CU_ASSERT_EQUAL(kvt_step_abort(s), 0);
+    CU_ASSERT_EQUAL(kvt_cache_settle(client, cache, 1000), 0);
+    end_test();
+}
+
+static void test_lost(void) {
+    lost(11, "step 11 of cache 1 failed when written back (an input/output error): 1 new tokens of "
+             "row 1 are not there");
+    lost(10, "steps 10 to 11 of cache 1 failed when written back (an input/output error): 2 new "
+             "tokens of row 1 are not there");
+}
+
+/* A begin on another cache clears `failed`: the loss is told by its own cache, and by its copies. */
+static void test_lost_elsewhere(void) {
+    uint32_t forked = 0;
+    uint64_t first = 11;
+    struct kvt_step *s = NULL;
+    begin_test(KVT_SEGMENT);
+    FAKE_SET(&fake, fake.length_count = 2);
+    CU_ASSERT_EQUAL(kvt_cache_fork(client, cache, NULL, 0, &forked), 0);
+    end_two_steps();
+    (void)fail_late(&first);
+    struct fake_schedule schedule = two_steps();
+    schedule.cache = forked;
+    fake_schedule(&fake, &schedule, 2, 10);
+    CU_ASSERT_EQUAL_FATAL(kvt_step_begin(client, forked, NULL, 0, 1, 2, &s), 0);
+    CU_ASSERT_EQUAL(fake.page->failed.value, 0);
+    CU_ASSERT_EQUAL(kvt_step_abort(s), 0);
+    CU_ASSERT_EQUAL(kvt_cache_fork(client, cache, NULL, 0, &forked), 0); /* the same number */
+    kvt_client_settle_look(client);
+    CU_ASSERT_EQUAL(client->caches[2]->lost.first, 11);
+    CU_ASSERT_EQUAL(kvt_cache_settle(client, cache, 1000), -KVT_EFAILED);
+    CU_ASSERT(message_has("step 11 of cache 1 failed when written back"));
+    CU_ASSERT_EQUAL(kvt_cache_settle(client, cache, 1000), 0);
+    end_test();
+}
+
+/* Of a cache that is emptied nothing is missing. */
+static void test_lost_and_reset(void) {
+    uint64_t first = 10;
+    begin_test(KVT_SEGMENT);
+    FAKE_SET(&fake, fake.length_count = 2);
+    end_two_steps();
+    (void)fail_late(&first);
+    CU_ASSERT_EQUAL(kvt_cache_reset(client, cache), 0);
+    CU_ASSERT_EQUAL(kvt_cache_settle(client, cache, 1000), 0);
+    end_test();
+}
+
+static void test_never_written_back(void) {
+    struct kvt_step *s = NULL;
+    begin_test(KVT_SEGMENT);
+    end_two_steps();
+    client->request_timeout_ms = 50;
+    CU_ASSERT_EQUAL(kvt_step_begin(client, cache, NULL, 0, 1, 2, &s), -KVT_ETIMEDOUT);
+    CU_ASSERT(message_has("step 11 of cache 1 was not written back within 50 ms"));
+    fake_post(&fake.page->committed, 11);
+    struct fake_schedule schedule = two_steps();
+    s = begin(&schedule);
+    CU_ASSERT_EQUAL(kvt_step_abort(s), 0);
     end_test();
 }
 
@@ -186,9 +296,15 @@ static void test_create(void) {
 }
 
 int main(void) {
-    CU_TestInfo tests[] = {
-        {"acquire", test_acquire}, {"acquire of a held layer", test_acquire_held},
-        {"settle", test_settle},   {"edits", test_edits},
-        {"create", test_create},   CU_TEST_INFO_NULL};
+    CU_TestInfo tests[] = {{"acquire", test_acquire},
+                           {"acquire of a held layer", test_acquire_held},
+                           {"settle", test_settle},
+                           {"edits", test_edits},
+                           {"lost steps", test_lost},
+                           {"lost steps of another cache", test_lost_elsewhere},
+                           {"lost steps and RESET", test_lost_and_reset},
+                           {"a step that is never written back", test_never_written_back},
+                           {"create", test_create},
+                           CU_TEST_INFO_NULL};
     return kvt_cunit_run("client calls", tests);
 }

@@ -88,6 +88,18 @@ static void take_back(struct kvt_synth_step *w) {
     }
 }
 
+/* Steps that had been ended could not be written back, and the daemon has said so: what it has is what
+ * there is. */
+static void take_lost_back(struct kvt_synth *s, struct kvt_synth_step *w) {
+    for (uint32_t i = 0; i < w->cache->row_count; i++) {
+        uint32_t has = kvt_step_length(w->step, i);
+        if (has < w->cache->rows[i].count) {
+            kvt_synth_row_crop(&w->cache->rows[i], has);
+        }
+    }
+    s->totals.failed_steps++;
+}
+
 static int begin(struct kvt_synth *s, struct kvt_synth_step *w, uint32_t want, uint32_t steps) {
     struct kvt_step_row rows[KVT_SYNTH_ROWS_MAX];
     for (uint32_t i = 0; i < w->row_count; i++) {
@@ -97,8 +109,17 @@ static int begin(struct kvt_synth *s, struct kvt_synth_step *w, uint32_t want, u
     for (uint32_t i = 0; all && i < w->row_count; i++) {
         all = w->append[i] == want;
     }
-    return kvt_step_begin(s->client, w->cache->id, all ? NULL : rows, all ? 0 : w->row_count,
-                          all ? want : 0, steps, &w->step);
+    const struct kvt_step_row *some = all ? NULL : rows;
+    uint32_t count = all ? 0 : w->row_count;
+    int rc = kvt_step_begin(s->client, w->cache->id, some, count, all ? want : 0, steps, &w->step);
+    if (rc != -KVT_EFAILED) {
+        return rc;
+    }
+    rc = kvt_step_begin(s->client, w->cache->id, some, count, all ? want : 0, steps, &w->step);
+    if (rc == 0) {
+        take_lost_back(s, w);
+    }
+    return rc;
 }
 
 /* The daemon's lengths are the model's. */
