@@ -216,6 +216,8 @@ static void disconnect(struct kvt_client *c) {
         c->ring = NULL;
     }
     if (c->attach_fd >= 0) {
+        /* A forked child may hold the socket, too: closing alone would not be the hang-up. */
+        (void)shutdown(c->attach_fd, SHUT_RDWR);
         (void)close(c->attach_fd);
         c->attach_fd = -1;
     }

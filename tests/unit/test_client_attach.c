@@ -5,6 +5,7 @@
 #include "tests/support/fake_daemon.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -440,6 +441,36 @@ static void test_fork(void) {
     detach_and_stop();
 }
 
+static bool connected(void) {
+    (void)pthread_mutex_lock(&fake.lock);
+    bool yes = fake.connection >= 0;
+    (void)pthread_mutex_unlock(&fake.lock);
+    return yes;
+}
+
+/* A child that lives on holds the socket, too; the session ends all the same. */
+static void test_detach_with_child(void) {
+    fake_start(&fake);
+    CU_ASSERT_EQUAL_FATAL(attach(0, 0), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        for (;;) {
+            (void)pause();
+        }
+    }
+    CU_ASSERT_FATAL(child > 0);
+    CU_ASSERT(connected());
+    kvt_detach(client);
+    client = NULL;
+    for (int ms = 0; ms < 2000 && connected(); ms++) {
+        fake_sleep_ms(1);
+    }
+    CU_ASSERT_FALSE(connected());
+    (void)kill(child, SIGKILL);
+    CU_ASSERT_EQUAL(waitpid(child, NULL, 0), child);
+    fake_stop(&fake);
+}
+
 int main(void) {
     CU_TestInfo tests[] = {{"attach and ping", test_attach_and_ping},
                            {"no daemon", test_no_daemon},
@@ -462,6 +493,7 @@ int main(void) {
                            {"replies", test_replies},
                            {"two daemons", test_two_daemons},
                            {"fork", test_fork},
+                           {"detach while a child lives", test_detach_with_child},
                            CU_TEST_INFO_NULL};
     return kvt_cunit_run("client attach", tests);
 }
