@@ -32,8 +32,14 @@ static void wake(struct kvt_counter *c) {
 }
 
 void kvt_client_counter_post(struct kvt_counter *c, uint64_t value) {
-    __atomic_store_n(&c->value, value, __ATOMIC_SEQ_CST);
-    wake(c);
+    uint64_t before = __atomic_load_n(&c->value, __ATOMIC_RELAXED);
+    while (before < KVT_POISON) { /* the library's thread may poison it meanwhile */
+        if (__atomic_compare_exchange_n(&c->value, &before, value, false, __ATOMIC_SEQ_CST,
+                                        __ATOMIC_RELAXED)) {
+            wake(c);
+            return;
+        }
+    }
 }
 
 void kvt_client_counter_poison(struct kvt_counter *c) {

@@ -14,7 +14,7 @@ static inline uint64_t kvt_client_counter_read(const struct kvt_counter *c) {
     return __atomic_load_n(&c->value, __ATOMIC_ACQUIRE);
 }
 
-/* Stores `value` and wakes who sleeps. */
+/* Stores `value` and wakes who sleeps. A counter that is poisoned stays as it is. */
 void kvt_client_counter_post(struct kvt_counter *c, uint64_t value);
 
 /* Adds KVT_POISON once, and wakes who sleeps. A counter that has it already is left alone. */

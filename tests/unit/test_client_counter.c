@@ -109,6 +109,9 @@ static void test_poison(void) {
     page.ready[63].value = 8;
     kvt_client_page_poison(&page);
     CU_ASSERT_EQUAL(page.ready[63].value, 8 + KVT_POISON);
+    /* The worker's own posts do not undo it. */
+    kvt_client_counter_post(&page.done[0], 9);
+    CU_ASSERT_EQUAL(page.done[0].value, KVT_POISON);
 }
 
 int main(void) {

@@ -271,8 +271,24 @@ static void test_daemon_dies_while_waiting(void) {
     CU_ASSERT_EQUAL(kvt_piece_wait(s, p), -KVT_EGONE);
     CU_ASSERT(kvt_client_now_ns() - start_ns < UINT64_C(1000000000));
     (void)pthread_join(thread, NULL);
+    /* Poisoned, the last counter too: what is posted now changes nothing. */
+    CU_ASSERT(fake_await(&fake.page->done[63], KVT_POISON, 2000));
+    CU_ASSERT_EQUAL(kvt_piece_done(s, p), 0);
+    CU_ASSERT_EQUAL(fake.page->done[0].value, KVT_POISON);
     CU_ASSERT_EQUAL(kvt_step_end(s), -KVT_EGONE);
+    CU_ASSERT_EQUAL(fake.page->step.value, KVT_POISON);
     CU_ASSERT_EQUAL(kvt_step_begin(client, cache, NULL, 0, 1, 1, &s), -KVT_EGONE);
+    end_test();
+}
+
+static void test_abort_of_gone(void) {
+    begin_test(KVT_SEGMENT);
+    struct fake_schedule schedule = two_steps();
+    struct kvt_step *s = begin(&schedule);
+    fake_hangup(&fake);
+    CU_ASSERT(fake_await(&fake.page->done[63], KVT_POISON, 2000));
+    CU_ASSERT_EQUAL(kvt_step_abort(s), -KVT_EGONE);
+    CU_ASSERT_EQUAL(fake.page->step.value, KVT_POISON);
     end_test();
 }
 
@@ -488,6 +504,7 @@ int main(void) {
                            {"failed at the end", test_failed_at_end},
                            {"abort", test_abort},
                            {"the daemon dies", test_daemon_dies_while_waiting},
+                           {"abort when the daemon is gone", test_abort_of_gone},
                            {"quota", test_quota},
                            {"arguments", test_arguments},
                            {"wrong schedules", test_wrong_schedules},
