@@ -13,8 +13,8 @@ import sys
 import pytest
 
 from kvtierd import Daemon, wait_until
-from rawclient import (CONTROL, CREATE, EEVICTED, ENOENT, EQUOTA, EVICT, PLAN, STATUS,
-                       STEP, Client, data, fields_of, number)
+from rawclient import (CONTROL, CREATE, EEVICTED, ENOENT, EQUOTA, EVICT, PING, PLAN,
+                       STATUS, STEP, Client, data, fields_of, number)
 
 OTHER_USER = 65534
 
@@ -315,3 +315,25 @@ def test_a_user_sees_its_own():
             assert as_other_user([65534], attach_and_look) == ""
             worker.ping()
             wait_until(lambda: len(listed(status(worker, workers=1), 4)) == 1, "it is gone")
+
+
+# ---- a worker that does not read its attach socket
+
+
+def test_who_does_not_read_its_attach_socket_is_hung_up():
+    """Extents fill the socket's buffer, and everything behind them waits in the daemon: 1,024 packets,
+    then that worker is hung up and nobody else notices."""
+    with Daemon(sets={"device.cpu0.budget": "128MiB", "device.cpu0.extent_size": "64KiB",
+                      "device.cpu0.piece_size": "64KiB"}) as daemon:
+        with Client(daemon.runtime_dir) as deaf, Client(daemon.runtime_dir) as other:
+            cache = create(deaf, count=500)
+            deaf.send(deaf.request(STEP, number(1, cache) + number(3, 512) + number(4, 1)))
+            sent = 0
+            while not daemon.has_line("does not read its attach socket") and sent < 5000:
+                deaf.send(deaf.request(PING, data(1, b"x")))
+                sent += 1
+                if sent % 50 == 0:
+                    other.ping()
+            daemon.wait_for_line("does not read its attach socket")
+            assert deaf.hung_up()
+            assert step(other, create(other), 1)
