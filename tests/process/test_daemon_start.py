@@ -4,6 +4,7 @@ test: timeout_s=180
 """
 
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -12,7 +13,9 @@ import time
 
 import pytest
 
-from kvtierd import (EXIT_FAILED, EXIT_TAKEN, EXIT_USAGE, Daemon, program, run_to_end, wait_until)
+import kvtierd
+from kvtierd import (EXIT_FAILED, EXIT_TAKEN, EXIT_USAGE, Daemon, open_folders, program, run_to_end,
+                     wait_until)
 from rawclient import CONTROL, Client
 
 NOBODY = 65534
@@ -178,11 +181,14 @@ def test_configuration_from_standard_input(text, status, words):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root makes a directory that another may not write")
-def test_no_permission(tmp_path):
-    probe = subprocess.run([program("kvtierd"), "--version"], user=NOBODY, extra_groups=[],
-                           capture_output=True, check=False)
-    if probe.returncode != 0:
-        pytest.skip("the programs lie where another user may not go")
+def test_no_permission(tmp_path, monkeypatch):
+    copies = tmp_path / "bin"  # the build may lie where another user may not go
+    copies.mkdir()
+    for name in ("kvtierd", "kvtierd-front"):
+        shutil.copy(program(name), copies)
+        (copies / name).chmod(0o755)
+    open_folders(str(copies))
+    monkeypatch.setattr(kvtierd, "BIN", str(copies))
     status, log = run_to_end(runtime_dir=str(tmp_path / "run"), user=NOBODY)
     assert status == EXIT_FAILED
     one_line(log, str(tmp_path / "run"), "Permission denied", "runtime_dir")

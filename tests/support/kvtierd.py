@@ -41,6 +41,15 @@ def program(name):
     return os.path.join(BIN, name)
 
 
+def open_folders(folder):
+    """Lets other users pass through the folder and those above it."""
+    while folder != "/":
+        mode = os.stat(folder).st_mode
+        if not mode & 0o001:
+            os.chmod(folder, mode | 0o011)
+        folder = os.path.dirname(folder)
+
+
 class Daemon:
     def __init__(self, sets=None, config=None, runtime_dir=None, fds=None, arguments=(),
                  environment=None, user=None, start=True):
@@ -70,12 +79,7 @@ class Daemon:
 
     def open_to_others(self):
         """Lets other users pass through the folders above the runtime directory."""
-        folder = self.directory
-        while folder != "/":
-            mode = os.stat(folder).st_mode
-            if not mode & 0o001:
-                os.chmod(folder, mode | 0o011)
-            folder = os.path.dirname(folder)
+        open_folders(self.directory)
 
     # ---- life
 
