@@ -454,6 +454,7 @@ static void test_detach_with_child(void) {
     CU_ASSERT_EQUAL_FATAL(attach(0, 0), 0);
     pid_t child = fork();
     if (child == 0) {
+        (void)alarm(30);
         for (;;) {
             (void)pause();
         }
