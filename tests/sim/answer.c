@@ -108,6 +108,9 @@ static void accepted(struct sim *sim, struct sim_worker *w, const struct sim_req
                 return;
             }
         }
+        if (r->layer != 0 && !w->liar) {
+            sim_fail(sim, "session %u: ACQUIRE of layer %u opened a step", w->session, r->layer);
+        }
         break;
     default:
         break;

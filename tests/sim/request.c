@@ -140,7 +140,7 @@ static void step(struct sim *sim, const struct sim_worker *w, const struct sim_c
         q->tokens = 0;
     } else if (q->steps == 1 && sim_chance(r, 150)) {
         q->kind = KVT_REQUEST_ACQUIRE;
-        q->layer = (uint32_t)sim_below(r, c->layer_count);
+        q->layer = sim_chance(r, 900) ? 0 : (uint32_t)sim_below(r, c->layer_count);
     }
     if (sim_fault(sim, SIM_INVALID)) {
         switch (sim_below(r, 4)) {
