@@ -114,13 +114,16 @@ static int open_kvtier(struct program *p, const struct run_kv_shape *shape) {
         kvt_fingerprint_file(p->gguf, text, fingerprint);
     else
         kvt_fingerprint_text(text, fingerprint);
+    /* the file's name, cut to what the protocol takes */
+    const char *slash = o->random ? NULL : strrchr(o->model, '/');
+    snprintf(text, 64, "%s", o->random ? o->random : slash ? slash + 1 : o->model);
     const struct run_kv_kvtier_options kvtier = {
         .runtime_dir = o->runtime_dir,
         .mode = mode_of(o->mode),
         .piece_tokens = o->piece_tokens,
         .resident_layers = o->resident_layers,
         .fingerprint = fingerprint,
-        .name = o->random ? o->random : o->model,
+        .name = text,
         .worker = o->name ? o->name : "kvtier-run",
     };
     return run_kv_kvtier_open(&p->kv, shape, &kvtier, p->err, sizeof(p->err));
