@@ -56,7 +56,7 @@ int main(void) {
                 seen += attend(piece);
                 must(kvt_piece_done(step, piece)); /* they may go */
             }
-            must(kvt_step_end(step)); /* the new tokens are committed */
+            must(kvt_step_end(step)); /* the results may be used */
             printf("step %u: each layer attended to %.0f tokens\n", done, seen / LAYERS);
         }
     }
