@@ -1,6 +1,7 @@
 /* What a control request costs: PING through the library, the front and the daemon, beside a bare
  * ZeroMQ echo (DEALER -> ROUTER, ipc, messages of the same size) between two processes. Blocks of
- * both take turns. And how long a fork of 131,072 tokens takes to be answered.
+ * both take turns. And how long a fork of 131,072 tokens takes to be answered, and what a piece costs
+ * through kvtierd and the library.
  *
  * Needs a running daemon: KVTIER_RUNTIME_DIR. Prints one line of JSON.
  */
@@ -14,7 +15,16 @@
 #include <unistd.h>
 #include <zmq.h>
 
-enum { BLOCKS = 15, TRIPS = 400, FORKS = 201, TOKENS = 131072, MESSAGE_BYTES = 64 };
+enum {
+    BLOCKS = 15,
+    TRIPS = 400,
+    FORKS = 201,
+    TOKENS = 131072,
+    MESSAGE_BYTES = 64,
+    LAYERS = 32,
+    STEPS = 8,
+    SCHEDULES = 101
+};
 
 static void must(struct kvt_client *c, int rc) {
     if (rc < 0) {
@@ -130,6 +140,53 @@ static void forks(struct kvt_client *client) {
     kvt_interval_print("fork_131072_tokens_us", kvt_median_interval(us, FORKS));
 }
 
+/* ---- pieces ------------------------------------------------------------------------------------------- */
+
+/* What a piece costs through the library, with a worker that computes nothing and pieces of a few
+ * bytes: schedules of 8 steps over 32 streamed layers, the time of each divided by its pieces. */
+static void pieces(struct kvt_client *client) {
+    struct kvt_layer_shape layers[LAYERS];
+    for (int i = 0; i < LAYERS; i++) {
+        layers[i] = (struct kvt_layer_shape){.kind = KVT_KIND_FULL,
+                                             .kv_heads = 1,
+                                             .k_head_dim = 4,
+                                             .v_head_dim = 4,
+                                             .dtype = KVT_DTYPE_F16};
+    }
+    struct kvt_cache_create_options o = {.layers = layers,
+                                         .layer_count = LAYERS,
+                                         .mode = KVT_OFFLOADED,
+                                         .append_max = 1,
+                                         .resident_layers_max = -1,
+                                         .name = "pieces"};
+    uint32_t cache;
+    must(client, kvt_cache_create(client, &o, &cache));
+    static double us[SCHEDULES], request_us[SCHEDULES];
+    for (int i = 0; i < SCHEDULES; i++) {
+        struct kvt_step *step;
+        const struct kvt_piece *piece;
+        double asked = kvt_bench_now_s();
+        must(client, kvt_step_begin(client, cache, NULL, 0, 1, STEPS, &step));
+        double began = kvt_bench_now_s();
+        for (uint32_t left = kvt_step_left(step); left > 0; left--) {
+            int rc;
+            while ((rc = kvt_step_piece(step, &piece)) == 1) {
+                must(client, kvt_piece_wait(step, piece));
+                must(client, kvt_piece_done(step, piece));
+            }
+            must(client, rc);
+            must(client, kvt_step_end(step));
+        }
+        us[i] = (kvt_bench_now_s() - began) * 1e6 / (STEPS * LAYERS);
+        request_us[i] = (began - asked) * 1e6;
+    }
+    must(client, kvt_cache_close(client, cache));
+    printf(", ");
+    kvt_interval_print("piece_through_kvtierd_us", kvt_median_interval(us, SCHEDULES));
+    printf(", ");
+    kvt_interval_print("step_request_us", kvt_median_interval(request_us, SCHEDULES));
+}
+
 int main(void) {
     char directory[] = "/tmp/kvb.XXXXXX";
     char endpoint[64];
@@ -152,6 +209,7 @@ int main(void) {
     printf("{\"bench\": \"control\", ");
     pairs(client, dealer);
     forks(client);
+    pieces(client);
     printf("}\n");
     kvt_detach(client);
     zmq_close(dealer);

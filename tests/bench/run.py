@@ -68,6 +68,8 @@ def bench_control():
     row("control request over a bare ZeroMQ echo, p50", r["ratio_p50"], "x")
     row("control request over a bare ZeroMQ echo, p99", r["ratio_p99"], "x")
     row("fork of 131,072 tokens", r["fork_131072_tokens_us"], "us", 1000)
+    row("STEP of 8 steps over 32 streamed layers, until answered", r["step_request_us"], "us")
+    row("a piece through kvtierd and libkvtier, no message", r["piece_through_kvtierd_us"], "us", 10)
 
 
 def bench_piece():
