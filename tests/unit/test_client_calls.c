@@ -179,7 +179,7 @@ static void test_lost_elsewhere(void) {
     schedule.cache = forked;
     fake_schedule(&fake, &schedule, 2, 10);
     CU_ASSERT_EQUAL_FATAL(kvt_step_begin(client, forked, NULL, 0, 1, 2, &s), 0);
-    CU_ASSERT_EQUAL(fake.page->failed.value, 0);
+    CU_ASSERT_EQUAL(kvt_client_counter_read(&fake.page->failed), 0);
     CU_ASSERT_EQUAL(kvt_step_abort(s), 0);
     CU_ASSERT_EQUAL(kvt_cache_fork(client, cache, NULL, 0, &forked), 0); /* the same number */
     kvt_client_settle_look(client);
