@@ -27,6 +27,7 @@ def tree(tmp_path):
         "daemon/front/front.h": '#include "proto/errors.h"\n',
         "client/kvtier.h": "#include <stdint.h>\n",
         "client/lib/lib.h": '#include "client/kvtier.h"\n#include "proto/errors.h"\n',
+        "client/worker/lib.h": '#include "client/kvtier.h"\n',
         "tests/unit/test_all.c": '#include "daemon/loop.h"\n',
     }.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
