@@ -46,7 +46,7 @@ struct family *family_create(const struct kvt_layout *layout, const struct kvt_c
     f->layer_count = n;
     f->session = session;
     f->mode = o->mode;
-    f->is_static = o->mode == KVT_MODE_STATIC || o->mode == KVT_MODE_OFFLOADED_STATIC;
+    f->is_static = mode_is_static(o->mode);
     f->resident_layers_max = o->resident_layers_max;
     plan_priority(n, f->layers, f->priority);
     return f;

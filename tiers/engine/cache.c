@@ -158,7 +158,7 @@ static int create_check(const struct session *s, const struct kvt_request *r, ch
     }
     const char *wrong = NULL;
     uint64_t value = 0;
-    bool is_static = o->mode == KVT_MODE_STATIC || o->mode == KVT_MODE_OFFLOADED_STATIC;
+    bool is_static = mode_is_static(o->mode);
     if (o->mode < KVT_MODE_DYNAMIC || o->mode > KVT_MODE_OFFLOADED_STATIC) {
         wrong = "mode; accepted is 1 (dynamic) to 4 (offloaded-static)", value = o->mode;
     } else if (o->codec != KVT_CODEC_NONE) {
@@ -231,7 +231,7 @@ static void cache_free(struct kvt_engine *e, struct cache *c) {
 
 /* How many layers are resident at first. An offloaded cache keeps what it was told to keep. */
 static uint32_t resident_at_first(const struct family *f) {
-    bool offloaded = f->mode == KVT_MODE_OFFLOADED || f->mode == KVT_MODE_OFFLOADED_STATIC;
+    bool offloaded = mode_is_offloaded(f->mode);
     uint32_t most = f->resident_layers_max;
     if (most == UINT32_MAX) {
         most = offloaded ? 0 : f->layer_count;
@@ -247,7 +247,7 @@ static int create_memory(struct kvt_engine *e, struct session *s, struct cache *
     struct family *f = c->family;
     int result = KVT_READY;
     dev_pass_begin(e, s);
-    bool offloaded = f->mode == KVT_MODE_OFFLOADED || f->mode == KVT_MODE_OFFLOADED_STATIC;
+    bool offloaded = mode_is_offloaded(f->mode);
     if (offloaded) {
         uint32_t capacity = c->capacity != 0 ? c->capacity : e->config.block_tokens;
         result = slots_settle(e, s, slots_needed(e, f), slot_bytes_needed(e, c, capacity));

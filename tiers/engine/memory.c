@@ -16,10 +16,6 @@ uint32_t session_index(const struct kvt_engine *e, const struct session *s) {
     return (uint32_t)(s - e->sessions);
 }
 
-static uint64_t round_up(uint64_t value, uint64_t to) {
-    return (value + to - 1) / to * to;
-}
-
 /* ---- device ------------------------------------------------------------------------------------ */
 
 struct extent *extent_find(const struct kvt_engine *e, uint32_t id) {

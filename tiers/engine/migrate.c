@@ -412,7 +412,7 @@ static uint32_t resident_most(const struct family *f) {
     if (f->resident_layers_max < f->layer_count) {
         return f->resident_layers_max;
     }
-    bool offloaded = f->mode == KVT_MODE_OFFLOADED || f->mode == KVT_MODE_OFFLOADED_STATIC;
+    bool offloaded = mode_is_offloaded(f->mode);
     return f->resident_layers_max == UINT32_MAX && offloaded ? 0 : f->layer_count;
 }
 

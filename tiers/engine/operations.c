@@ -41,23 +41,9 @@ struct build {
     struct kvt_op nothing; /* written to when there is no memory, and never read */
 };
 
-static bool room_for(void **array, uint32_t *room, uint32_t count, size_t size) {
-    if (count < *room) {
-        return true;
-    }
-    uint32_t more = *room < 16 ? 16 : *room * 2;
-    void *grown = realloc(*array, (size_t)more * size);
-    if (grown == NULL) {
-        return false;
-    }
-    *array = grown;
-    *room = more;
-    return true;
-}
-
-#define ROOM(b, p, what)                                                                     \
-    (room_for((void **)&(p)->what, &(p)->what##_room, (p)->what##_count, sizeof(*(p)->what)) \
-         ? true                                                                              \
+#define ROOM(b, p, what)                                                                       \
+    (array_grow((void **)&(p)->what, &(p)->what##_room, (p)->what##_count, sizeof(*(p)->what)) \
+         ? true                                                                                \
          : ((b)->no_memory = true, false))
 
 static void id_add(struct build *b, struct id_list *list, uint64_t id) {

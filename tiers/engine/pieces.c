@@ -19,7 +19,7 @@
 
 /* ---- growing arrays ------------------------------------------------------------------------------ */
 
-static bool grow(void **array, uint32_t *room, uint32_t count, size_t size) {
+bool array_grow(void **array, uint32_t *room, uint32_t count, size_t size) {
     if (count < *room) {
         return true;
     }
@@ -34,7 +34,7 @@ static bool grow(void **array, uint32_t *room, uint32_t count, size_t size) {
 }
 
 #define GROW(p, what) \
-    grow((void **)&(p)->what, &(p)->what##_room, (p)->what##_count, sizeof(*(p)->what))
+    array_grow((void **)&(p)->what, &(p)->what##_room, (p)->what##_count, sizeof(*(p)->what))
 
 void pieces_clear(struct pieces *p) {
     p->piece_count = p->run_count = p->row_count = p->move_count = 0;

@@ -35,10 +35,6 @@ void plan_priority(uint32_t layer_count, const struct kvt_layer_layout *layers, 
     KVT_ASSERT(count == layer_count);
 }
 
-static uint64_t round_to(uint64_t value, uint64_t to) {
-    return (value + to - 1) / to * to;
-}
-
 static uint64_t add(uint64_t a, uint64_t b) {
     return a + b < KVT_BYTES_HUGE ? a + b : KVT_BYTES_HUGE;
 }
@@ -58,7 +54,7 @@ static struct layer_cost layer_cost(const struct kvt_engine *e, const struct kvt
     bool is_static =
         r->options->mode == KVT_MODE_STATIC || r->options->mode == KVT_MODE_OFFLOADED_STATIC;
     uint64_t room = is_static ? r->options->tokens_max : r->tokens;
-    uint64_t tokens = round_to(room, e->config.block_tokens);
+    uint64_t tokens = round_up(room, e->config.block_tokens);
     if (is_static && r->worker_kind == KVT_WORKER_SEGMENT) {
         tokens += e->config.block_tokens; /* a copied tail beside the old one */
     }
@@ -170,7 +166,7 @@ int kvt_engine_plan(const struct kvt_engine *e, const struct kvt_plan_request *r
     uint64_t host = e->config.host_budget_bytes - e->host.live_bytes;
     uint32_t order[KVT_LAYERS_MAX];
     plan_priority(r->layout->layer_count, r->layout->layers, order);
-    bool offloaded = o->mode == KVT_MODE_OFFLOADED || o->mode == KVT_MODE_OFFLOADED_STATIC;
+    bool offloaded = mode_is_offloaded(o->mode);
     uint32_t most = o->resident_layers_max == UINT32_MAX && offloaded ? 0 : o->resident_layers_max;
     if (o->mode == KVT_MODE_STATIC || most > r->layout->layer_count) {
         most = r->layout->layer_count;

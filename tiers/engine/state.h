@@ -43,7 +43,19 @@ static inline uint64_t size_of(uint64_t rows, uint64_t tokens, uint64_t token_by
     return bytes;
 }
 
-#define ASK_AGAIN_MS    100u /* a worker that was asked for memory has so long before others are */
+#define ASK_AGAIN_MS 100u /* a worker that was asked for memory has so long before others are */
+static inline uint64_t round_up(uint64_t value, uint64_t to) {
+    return (value + to - 1) / to * to;
+}
+
+static inline bool mode_is_static(uint32_t mode) {
+    return mode == KVT_MODE_STATIC || mode == KVT_MODE_OFFLOADED_STATIC;
+}
+
+static inline bool mode_is_offloaded(uint32_t mode) {
+    return mode == KVT_MODE_OFFLOADED || mode == KVT_MODE_OFFLOADED_STATIC;
+}
+
 #define KVT_NOWHERE     UINT64_MAX /* a host offset that is none */
 #define KVT_ALIGN_BYTES 256        /* of every place: a GPU's copies and loads like it */
 
@@ -481,6 +493,9 @@ void planes_chain_undo(struct kvt_engine *e, struct planes *from, struct planes 
 void planes_layer_free(struct kvt_engine *e, struct planes *p, uint32_t layer);
 struct planes *planes_create(struct family *f, uint32_t rows, uint32_t capacity, uint32_t owner);
 uint64_t planes_layer_bytes(const struct planes *p, uint32_t layer);
+
+/* Room for one more element of a growing array; false: no memory, nothing changed. */
+bool array_grow(void **array, uint32_t *room, uint32_t count, size_t size);
 
 /* ---- layout of pieces: pieces.c -------------------------------------------------------------------------- */
 struct step_shape { /* what one step is: rows that take part, their lengths before it, appends */
