@@ -49,6 +49,12 @@ static bool may_see(const struct kvt_session *asker, const struct kvt_session *o
     return asker->peer.admin || asker->peer.uid == other->peer.uid;
 }
 
+/* The session that the engine knows by that number; NULL: none that the asker may see. */
+static const struct kvt_session *visible(const struct kvt_session *asker, uint32_t engine) {
+    const struct kvt_session *s = kvt_session_by_engine(&asker->daemon->sessions, engine);
+    return s != NULL && may_see(asker, s) ? s : NULL;
+}
+
 static bool add_tier(struct kvt_arena *a, Kvt__StatusReply *r, const char *name,
                      const struct kvt_tier_info *info) {
     Kvt__Tier *m = kvt_arena_alloc(a, sizeof(*m));
@@ -138,93 +144,89 @@ static Kvt__Cache *make_cache(struct kvt_daemon *d, const struct kvt_session *s,
     return m;
 }
 
-/* Where the list stands: entries are counted, those before the offset are passed over, and the part
- * ends when the message is full. */
+/* The part of a list that one reply has: entries before the offset are passed over, and the first one
+ * that finds it full begins the next part. */
 struct part {
+    Kvt__StatusReply *reply;
     uint32_t offset;
     uint32_t index;
+    uint32_t count;
     size_t bytes;
     bool full;
 };
 
-/* Whether the next entry belongs to the part. */
-static bool wanted(struct part *p, size_t count) {
-    p->index++;
-    return p->index > p->offset && !p->full && count < ENTRIES_MAX;
+static bool has_room(struct part *p, bool room) {
+    if (!room) {
+        p->full = true;
+        p->reply->next_offset = p->index - 1;
+    }
+    return room;
 }
 
-/* Whether an entry of that size still fits; if not, the next part begins with it. */
-static bool fits(struct part *p, size_t bytes, Kvt__StatusReply *r) {
-    if (p->bytes + bytes > PART_BYTES) {
-        p->full = true;
-        r->next_offset = p->index - 1;
+/* Whether the next entry of the list belongs to the part. */
+static bool wanted(struct part *p) {
+    p->index++;
+    return p->index > p->offset && !p->full && has_room(p, p->count < ENTRIES_MAX);
+}
+
+/* Whether there is room for a wanted entry, which is counted then. */
+static bool fits(struct part *p, const ProtobufCMessage *entry) {
+    size_t bytes = protobuf_c_message_get_packed_size(entry) + 4;
+    if (!has_room(p, p->bytes + bytes <= PART_BYTES)) {
         return false;
     }
-    p->bytes += bytes + 4;
+    p->bytes += bytes;
+    p->count++;
     return true;
 }
 
-static void end_part(struct part *p, Kvt__StatusReply *r) {
-    if (!p->full) {
-        p->full = true;
-        r->next_offset = p->index - 1;
-    }
-}
-
 static bool report_workers(struct kvt_session *asker, bool listed, struct part *p,
-                           struct kvt_counters *sum, Kvt__StatusReply *r) {
+                           struct kvt_counters *sum) {
     struct kvt_daemon *d = asker->daemon;
+    Kvt__StatusReply *r = p->reply;
     struct kvt_session_info info;
     r->workers = kvt_arena_alloc(&d->arena, ENTRIES_MAX * sizeof(struct Kvt__Worker *));
     if (r->workers == NULL) {
         return false;
     }
     for (uint32_t at = 0; kvt_engine_session_info(d->engine, &at, &info);) {
-        const struct kvt_session *s = kvt_session_by_engine(&d->sessions, info.session);
-        if (s == NULL || !may_see(asker, s)) {
+        const struct kvt_session *s = visible(asker, info.session);
+        if (s == NULL) {
             continue;
         }
         kvt_counters_add(sum, &info.counters);
-        if (!listed || !wanted(p, r->n_workers)) {
-            if (listed && p->index > p->offset) {
-                end_part(p, r);
-            }
+        if (!listed || !wanted(p)) {
             continue;
         }
         Kvt__Worker *m = make_worker(d, s, &info);
         if (m == NULL) {
             return false;
         }
-        if (fits(p, kvt__worker__get_packed_size(m), r)) {
+        if (fits(p, &m->base)) {
             r->workers[r->n_workers++] = m;
         }
     }
     return true;
 }
 
-static bool report_caches(struct kvt_session *asker, struct part *p, Kvt__StatusReply *r) {
+static bool report_caches(struct kvt_session *asker, struct part *p) {
     struct kvt_daemon *d = asker->daemon;
+    Kvt__StatusReply *r = p->reply;
     static struct kvt_cache_info info; /* large; one thread */
     r->caches = kvt_arena_alloc(&d->arena, ENTRIES_MAX * sizeof(struct Kvt__Cache *));
     if (r->caches == NULL) {
         return false;
     }
     for (uint32_t at = 0; !p->full && kvt_engine_cache_info(d->engine, &at, &info);) {
-        const struct kvt_session *s = kvt_session_by_engine(&d->sessions, info.session);
-        if (s == NULL || !may_see(asker, s)) {
-            continue;
-        }
-        if (!wanted(p, r->n_caches)) {
-            if (p->index > p->offset) {
-                end_part(p, r);
-            }
+        const struct kvt_session *s = visible(asker, info.session);
+        if (s == NULL || !wanted(p)) {
             continue;
         }
         Kvt__Cache *m = make_cache(d, s, &info);
         if (m == NULL) {
             return false;
         }
-        if (fits(p, kvt__cache__get_packed_size(m), r)) {
+        if (fits(p, &m->base)) {
             r->caches[r->n_caches++] = m;
         }
     }
@@ -237,8 +239,8 @@ int kvt_status_report(struct kvt_session *s, const Kvt__Status *m, Kvt__StatusRe
     if (s->peer.admin) { /* of all since the start; others see what their own workers do now */
         kvt_engine_ended_counters(d->engine, &sum);
     }
-    struct part part = {.offset = m->offset};
     Kvt__StatusReply *r = kvt_arena_alloc(&d->arena, sizeof(*r));
+    struct part part = {.reply = r, .offset = m->offset};
     if (r == NULL) {
         return -KVT_ENOMEM;
     }
@@ -246,8 +248,8 @@ int kvt_status_report(struct kvt_session *s, const Kvt__Status *m, Kvt__StatusRe
     r->version = (char *)KVT_VERSION;
     r->uptime_ms = kvt_now_ms() - d->started_ms;
     bool ok = !m->devices || report_tiers(d, r);
-    ok = ok && report_workers(s, m->workers, &part, &sum, r);
-    ok = ok && (!m->caches || report_caches(s, &part, r));
+    ok = ok && report_workers(s, m->workers, &part, &sum);
+    ok = ok && (!m->caches || report_caches(s, &part));
     r->counters = copy_counters(&d->arena, &sum);
     if (!ok || r->counters == NULL) {
         return -KVT_ENOMEM;
@@ -263,8 +265,7 @@ static bool find_cache(const struct kvt_session *asker, uint32_t cache,
     struct kvt_daemon *d = asker->daemon;
     for (uint32_t at = 0; kvt_engine_cache_info(d->engine, &at, info);) {
         if (info->cache == cache) {
-            const struct kvt_session *s = kvt_session_by_engine(&d->sessions, info->session);
-            return s != NULL && may_see(asker, s);
+            return visible(asker, info->session) != NULL;
         }
     }
     return false;

@@ -81,19 +81,36 @@ static const char *kind_name(uint32_t kind) {
 
 /* ---- tables ----------------------------------------------------------------------------------- */
 
+static void cell_text(struct kvt_ctl_table *t, const char *text) {
+    char clean[64];
+    kvt_ctl_cell(t, kvt_ctl_clean(text, clean, sizeof clean));
+}
+
+static void cell_size(struct kvt_ctl_table *t, uint64_t bytes) {
+    char text[KVT_CTL_TEXT_BYTES];
+    kvt_ctl_cell(t, kvt_ctl_size(bytes, text));
+}
+
+static void cell_count(struct kvt_ctl_table *t, uint64_t n) {
+    char text[KVT_CTL_TEXT_BYTES];
+    kvt_ctl_cell(t, kvt_ctl_count(n, text));
+}
+
+/* Frees the bar. */
+static void cell_bar(struct kvt_ctl_table *t, char *bar) {
+    kvt_ctl_cell(t, bar);
+    free(bar);
+}
+
 static void print_tiers(const struct look *l) {
     struct kvt_ctl_table t = {.headers = {"TIER", ">USED", ">BUDGET", "", ">PINNED BY STOPPED"}};
     const Kvt__Tier *tier;
     FOR_EACH(l, tiers, tier) {
-        char a[KVT_CTL_TEXT_BYTES];
-        char name[64];
-        kvt_ctl_cell(&t, kvt_ctl_clean(tier->name, name, sizeof name));
-        kvt_ctl_cell(&t, kvt_ctl_size(tier->used_bytes, a));
-        kvt_ctl_cell(&t, kvt_ctl_size(tier->budget_bytes, a));
-        char *bar = kvt_ctl_fill_bar(tier->used_bytes, tier->budget_bytes, 24);
-        kvt_ctl_cell(&t, bar);
-        free(bar);
-        kvt_ctl_cell(&t, kvt_ctl_size(tier->pinned_by_dead_bytes, a));
+        cell_text(&t, tier->name);
+        cell_size(&t, tier->used_bytes);
+        cell_size(&t, tier->budget_bytes);
+        cell_bar(&t, kvt_ctl_fill_bar(tier->used_bytes, tier->budget_bytes, 24));
+        cell_size(&t, tier->pinned_by_dead_bytes);
     }
     kvt_ctl_table_print(&t, stdout);
 }
@@ -104,19 +121,18 @@ static void print_workers(const struct look *l) {
                                           ">IDLE"}};
     const Kvt__Worker *w;
     FOR_EACH(l, workers, w) {
-        char a[KVT_CTL_TEXT_BYTES];
-        char name[64];
+        char idle[KVT_CTL_TEXT_BYTES];
         kvt_ctl_cellf(&t, "%u", w->session);
-        kvt_ctl_cell(&t, kvt_ctl_clean(w->name, name, sizeof name));
+        cell_text(&t, w->name);
         kvt_ctl_cellf(&t, "%u", w->pid);
         kvt_ctl_cellf(&t, "%u", w->uid);
         kvt_ctl_cell(&t, kind_name(w->kind));
-        kvt_ctl_cell(&t, kvt_ctl_clean(w->device, name, sizeof name));
-        kvt_ctl_cell(&t, kvt_ctl_clean(w->state, name, sizeof name));
+        cell_text(&t, w->device);
+        cell_text(&t, w->state);
         kvt_ctl_cellf(&t, "%u", w->caches);
-        kvt_ctl_cell(&t, kvt_ctl_size(w->device_bytes, a));
-        kvt_ctl_cell(&t, kvt_ctl_size(w->host_bytes, a));
-        kvt_ctl_cell(&t, kvt_ctl_duration(w->idle_ms, a));
+        cell_size(&t, w->device_bytes);
+        cell_size(&t, w->host_bytes);
+        kvt_ctl_cell(&t, kvt_ctl_duration(w->idle_ms, idle));
     }
     kvt_ctl_table_print(&t, stdout);
 }
@@ -124,25 +140,22 @@ static void print_workers(const struct look *l) {
 static void print_caches(const struct look *l) {
     struct kvt_ctl_table t = {.headers = {">CACHE", ">SESSION", "NAME", "MODE", ">ROWS", ">TOKENS",
                                           ">DEVICE", ">HOST", ">IN", ">OUT", ">STEPS", "LAYERS"}};
+    const Kvt__Counters none = KVT__COUNTERS__INIT;
     const Kvt__Cache *c;
     FOR_EACH(l, caches, c) {
-        char a[KVT_CTL_TEXT_BYTES];
-        char name[64];
-        const Kvt__Counters *n = c->counters;
+        const Kvt__Counters *n = c->counters != NULL ? c->counters : &none;
         kvt_ctl_cellf(&t, "%u", c->cache);
         kvt_ctl_cellf(&t, "%u", c->session);
-        kvt_ctl_cell(&t, kvt_ctl_clean(c->name, name, sizeof name));
+        cell_text(&t, c->name);
         kvt_ctl_cell(&t, mode_name(c->mode));
         kvt_ctl_cellf(&t, "%u", c->rows);
-        kvt_ctl_cell(&t, kvt_ctl_count(c->tokens_longest, a));
-        kvt_ctl_cell(&t, kvt_ctl_size(c->device_bytes, a));
-        kvt_ctl_cell(&t, kvt_ctl_size(c->host_bytes, a));
-        kvt_ctl_cell(&t, kvt_ctl_size(n != NULL ? n->to_device_bytes : 0, a));
-        kvt_ctl_cell(&t, kvt_ctl_size(n != NULL ? n->from_device_bytes : 0, a));
-        kvt_ctl_cell(&t, kvt_ctl_count(n != NULL ? n->steps_committed : 0, a));
-        char *bar = kvt_ctl_layers_bar(c->layers.data, c->layers.len);
-        kvt_ctl_cell(&t, bar);
-        free(bar);
+        cell_count(&t, c->tokens_longest);
+        cell_size(&t, c->device_bytes);
+        cell_size(&t, c->host_bytes);
+        cell_size(&t, n->to_device_bytes);
+        cell_size(&t, n->from_device_bytes);
+        cell_count(&t, n->steps_committed);
+        cell_bar(&t, kvt_ctl_layers_bar(c->layers.data, c->layers.len));
     }
     kvt_ctl_table_print(&t, stdout);
 }
@@ -211,12 +224,6 @@ static void json_caches(struct kvt_ctl_json *j, const struct look *l) {
     const Kvt__Cache *c;
     kvt_ctl_json_begin(j, "caches", '[');
     FOR_EACH(l, caches, c) {
-        char layers[KVT_LAYERS_MAX + 1];
-        size_t n = c->layers.len < KVT_LAYERS_MAX ? c->layers.len : KVT_LAYERS_MAX;
-        if (n > 0) {
-            memcpy(layers, c->layers.data, n);
-        }
-        layers[n] = '\0';
         kvt_ctl_json_begin(j, NULL, '{');
         kvt_ctl_json_number(j, "cache", c->cache);
         kvt_ctl_json_number(j, "session", c->session);
@@ -227,7 +234,7 @@ static void json_caches(struct kvt_ctl_json *j, const struct look *l) {
         kvt_ctl_json_number(j, "tokens_total", c->tokens_total);
         kvt_ctl_json_number(j, "device_bytes", c->device_bytes);
         kvt_ctl_json_number(j, "host_bytes", c->host_bytes);
-        kvt_ctl_json_string(j, "layers", layers);
+        kvt_ctl_json_letters(j, "layers", c->layers.data, c->layers.len);
         kvt_ctl_json_number(j, "need_to_device_bytes", c->need_to_device_bytes);
         kvt_ctl_json_number(j, "need_from_device_bytes", c->need_from_device_bytes);
         json_counters(j, c->counters);

@@ -326,6 +326,18 @@ void kvt_ctl_json_number(struct kvt_ctl_json *j, const char *name, uint64_t valu
     (void)fprintf(j->out, "%" PRIu64, value);
 }
 
+void kvt_ctl_json_bool(struct kvt_ctl_json *j, const char *name, bool value) {
+    lead(j, name);
+    (void)fputs(value ? "true" : "false", j->out);
+}
+
+void kvt_ctl_json_letters(struct kvt_ctl_json *j, const char *name, const uint8_t *letters,
+                          size_t count) {
+    char *text = count > 0 ? strndup((const char *)letters, count) : NULL;
+    kvt_ctl_json_string(j, name, text);
+    free(text);
+}
+
 void kvt_ctl_json_real(struct kvt_ctl_json *j, const char *name, double value) {
     lead(j, name);
     if (value == value && value < 1e300 && value > -1e300) {

@@ -61,6 +61,10 @@ void kvt_ctl_json_begin(struct kvt_ctl_json *j, const char *name, char bracket);
 void kvt_ctl_json_end(struct kvt_ctl_json *j, char bracket);
 void kvt_ctl_json_string(struct kvt_ctl_json *j, const char *name, const char *value);
 void kvt_ctl_json_number(struct kvt_ctl_json *j, const char *name, uint64_t value);
+void kvt_ctl_json_bool(struct kvt_ctl_json *j, const char *name, bool value);
+/* A string of `count` letters that no NUL ends. */
+void kvt_ctl_json_letters(struct kvt_ctl_json *j, const char *name, const uint8_t *letters,
+                          size_t count);
 void kvt_ctl_json_real(struct kvt_ctl_json *j, const char *name, double value);
 
 #endif
