@@ -317,8 +317,9 @@ static int plan_running(struct kvt_session *asker, uint32_t cache, Kvt__PlanRepl
     return set_layers(d, info.layers, info.layer_count, r);
 }
 
-/* The engine names what is needed and what is free in bytes; a person gets sizes, the budget and what
- * to change. A text of another form stays as it is. */
+/* The engine names what is needed and what is free; a person gets sizes, the budget and what to change
+ * as well. The whole numbers are for programs: kvtierctl plan --json reads them out of this sentence. A
+ * text of another form stays as it is. */
 static void explain_shortage(struct kvt_daemon *d, uint32_t device, char *text) {
     char tier[16];
     char need_text[KVT_UNIT_TEXT_BYTES];
@@ -337,12 +338,15 @@ static void explain_shortage(struct kvt_daemon *d, uint32_t device, char *text) 
     } else {
         kvt_engine_host_info(d->engine, &info);
     }
+    const char *kind = on_device ? "device " : "";
+    const char *name = on_device ? d->config.devices[device].name : "host";
     (void)snprintf(text, KVT_TEXT_BYTES,
-                   "plan: does not fit: %s memory: %s needed, %s to plan with (the budget is %s); "
-                   "raise [%s%s] budget, shorten the context or take fewer rows",
-                   tier, kvt_size_about(need, need_text), kvt_size_about(available, free_text),
-                   kvt_size_about(info.budget_bytes, budget_text), on_device ? "device " : "host",
-                   on_device ? d->config.devices[device].name : "");
+                   "plan: does not fit into %s: %" PRIu64 " bytes (%s) needed, %" PRIu64
+                   " (%s) to plan with, the budget is %" PRIu64
+                   " (%s); raise [%s%s] budget, shorten the context or take fewer rows",
+                   name, need, kvt_size_about(need, need_text), available,
+                   kvt_size_about(available, free_text), info.budget_bytes,
+                   kvt_size_about(info.budget_bytes, budget_text), kind, name);
 }
 
 static int plan_new(struct kvt_session *asker, const Kvt__Plan *m, Kvt__PlanReply *r, char *text) {

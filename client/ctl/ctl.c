@@ -8,6 +8,7 @@
 #include <string.h>
 
 static int failed(struct kvt_ctl *ctl, int rc) {
+    ctl->error = rc;
     (void)fprintf(stderr, "kvtierctl: %s\n", kvt_error_message(ctl->client));
     return rc == -KVT_EGONE || rc == -KVT_ETIMEDOUT ? KVT_CTL_NO_DAEMON
            : rc == -KVT_EINVAL                      ? KVT_CTL_USAGE

@@ -19,6 +19,7 @@ struct kvt_ctl {
     bool json;
     int timeout_ms;
     struct kvt_client *client; /* attached by kvt_ctl_attach */
+    int error;                 /* of the last call that failed: a kvt_error, negative */
     int argc;                  /* the command's own arguments, without its name */
     char **argv;
 };

@@ -3,12 +3,15 @@
 #include "client/ctl/text.h"
 #include "client/shapes.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 const char kvt_ctl_plan_help[] =
-    "plan: what a cache would get, or --cache ID: what a running one has\n"
+    "plan: what a cache would get, or --cache ID: what a running one has; exit status 1 if it "
+    "does\n"
+    "not fit, and with --json \"fits\": false with the tier and what it lacks\n"
     "  --cache ID           a running cache instead of a shape\n"
     "  --shape NAME         tiny, smollm2-135m, smollm2-1.7b, llama-3.2-1b, qwen2.5-7b,\n"
     "                       llama-3-8b, llama-3-70b; or in numbers:\n"
@@ -195,13 +198,8 @@ static int ask(struct kvt_ctl *ctl, const struct wanted *w, Kvt__Reply **reply) 
 
 static void show_json(const Kvt__PlanReply *p) {
     struct kvt_ctl_json j = {.out = stdout};
-    char layers[KVT_LAYERS_MAX + 1];
-    size_t n = p->layers.len < KVT_LAYERS_MAX ? p->layers.len : KVT_LAYERS_MAX;
-    if (n > 0) {
-        memcpy(layers, p->layers.data, n);
-    }
-    layers[n] = '\0';
     kvt_ctl_json_begin(&j, NULL, '{');
+    kvt_ctl_json_bool(&j, "fits", true);
     kvt_ctl_json_number(&j, "resident_layers", p->resident_layers);
     kvt_ctl_json_number(&j, "slots", p->slots);
     kvt_ctl_json_number(&j, "slot_bytes", p->slot_bytes);
@@ -212,7 +210,7 @@ static void show_json(const Kvt__PlanReply *p) {
     kvt_ctl_json_number(&j, "link_bytes_per_s", p->link_bytes_per_s);
     kvt_ctl_json_real(&j, "steps_per_s_max", p->steps_per_s_max);
     kvt_ctl_json_real(&j, "ceiling_fraction", p->ceiling_fraction);
-    kvt_ctl_json_string(&j, "layers", layers);
+    kvt_ctl_json_letters(&j, "layers", p->layers.data, p->layers.len);
     kvt_ctl_json_end(&j, '}');
     (void)fputc('\n', stdout);
 }
@@ -248,13 +246,33 @@ static void show_text(const Kvt__PlanReply *p) {
     }
 }
 
+/* The numbers are in the daemon's sentence; one of another form is handed on without them. */
+static void show_shortage_json(const char *text) {
+    struct kvt_ctl_json j = {.out = stdout};
+    char tier[KVT_NAME_BYTES];
+    uint64_t need;
+    uint64_t available;
+    uint64_t budget;
+    kvt_ctl_json_begin(&j, NULL, '{');
+    kvt_ctl_json_bool(&j, "fits", false);
+    if (sscanf(text,
+               "plan: does not fit into %63[^:]: %" SCNu64 " bytes (%*[^)]) needed, %" SCNu64
+               " (%*[^)]) to plan with, the budget is %" SCNu64,
+               tier, &need, &available, &budget) == 4) {
+        kvt_ctl_json_string(&j, "tier", tier);
+        kvt_ctl_json_number(&j, "need_bytes", need);
+        kvt_ctl_json_number(&j, "available_bytes", available);
+        kvt_ctl_json_number(&j, "budget_bytes", budget);
+    }
+    kvt_ctl_json_string(&j, "error", text);
+    kvt_ctl_json_end(&j, '}');
+    (void)fputc('\n', stdout);
+}
+
 /* Behind the daemon's sentence on what does not fit: how much K and V there is, wherever it lies. */
-static void explain_size(struct kvt_ctl *ctl, const struct wanted *w) {
+static void explain_size(const struct wanted *w) {
     char all[KVT_CTL_TEXT_BYTES];
     char token[KVT_CTL_TEXT_BYTES];
-    if (w->cache != 0 || strstr(kvt_error_message(ctl->client), "does not fit") == NULL) {
-        return;
-    }
     uint64_t element_bytes = w->dtype == KVT_DTYPE_F32 ? 4 : 2;
     uint64_t token_bytes =
         w->layers * w->kv_heads * (w->k_head_dim + w->v_head_dim) * element_bytes;
@@ -274,8 +292,11 @@ int kvt_ctl_plan(struct kvt_ctl *ctl) {
     }
     if (rc == KVT_CTL_OK) {
         rc = ask(ctl, &w, &reply);
-        if (rc == KVT_CTL_ERROR) {
-            explain_size(ctl, &w);
+        if (rc == KVT_CTL_ERROR && ctl->error == -KVT_EQUOTA) {
+            explain_size(&w);
+            if (ctl->json) {
+                show_shortage_json(kvt_error_message(ctl->client));
+            }
         }
     }
     if (rc != KVT_CTL_OK) {

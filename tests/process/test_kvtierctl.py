@@ -142,17 +142,42 @@ def test_plan(daemon):
 def test_plan_that_cannot_fit(daemon):
     done = ctl("plan", "--shape", "llama-3-70b", "--tokens", "1000000", daemon=daemon)
     assert done.returncode == 1
-    assert "does not fit: device memory: " in done.stderr or "does not fit: host" in done.stderr
+    assert re.search(r"does not fit into (cpu0|host): \d+ bytes \(", done.stderr)
     assert re.search(r"K and V take 305\.2 GiB: 320\.0 KiB a token in all 80 layers", done.stderr)
     assert done.stdout == ""
     host = ctl("plan", "--shape", "tiny", "--tokens", "131072", "--mode", "offloaded", daemon=daemon)
     assert host.returncode == 1
-    assert re.search(r"does not fit: host memory: 96\.\d MiB needed, 64\.0 MiB to plan with \(the budget is "
-                     r"64\.0 MiB\); raise \[host\] budget, shorten the context", host.stderr), host.stderr
+    assert re.search(r"does not fit into host: \d+ bytes \(96\.\d MiB\) needed, 67108864 \(64\.0 MiB\) to plan "
+                     r"with, the budget is 67108864 \(64\.0 MiB\); raise \[host\] budget, shorten the context",
+                     host.stderr), host.stderr
     device = ctl("plan", "--shape", "tiny", "--tokens", "9000", "--mode", "static", "--budget", "1MiB",
                  daemon=daemon)
-    assert re.search(r"does not fit: device memory: \d\.\d MiB needed, 1\.0 MiB to plan with \(the budget is "
-                     r"16\.0 MiB\); raise \[device cpu0\] budget", device.stderr), device.stderr
+    assert re.search(r"does not fit into cpu0: \d+ bytes \(\d\.\d MiB\) needed, 1048576 \(1\.0 MiB\) to plan "
+                     r"with, the budget is 16777216 \(16\.0 MiB\); raise \[device cpu0\] budget",
+                     device.stderr), device.stderr
+
+
+def test_plan_that_cannot_fit_in_json(daemon):
+    """It says of which tier how much is missing, in the words of the plan that fits."""
+    shape = ["plan", "--shape", "tiny", "--json", "--tokens"]
+    host = ctl(*shape, "131072", "--mode", "offloaded", daemon=daemon)
+    assert host.returncode == 1
+    said = json.loads(host.stdout)
+    assert said.pop("error") in host.stderr
+    need = said.pop("need_bytes")
+    assert said == {"fits": False, "tier": "host", "available_bytes": 64 << 20, "budget_bytes": 64 << 20}
+    assert need > 64 << 20
+    # what fits takes as much a token
+    half = json.loads(ctl(*shape, "65536", "--mode", "offloaded", daemon=daemon).stdout)
+    assert half["fits"] is True and need == 2 * half["host_bytes"]
+    device = ctl(*shape, "9000", "--mode", "static", "--budget", "1MiB", daemon=daemon)
+    assert device.returncode == 1
+    said = json.loads(device.stdout)
+    assert said["fits"] is False and said["tier"] == "cpu0" and said["need_bytes"] > 1 << 20
+    assert said["available_bytes"] == 1 << 20 and said["budget_bytes"] == 16 << 20
+    # any other error has no object: it is no answer to the question
+    other = ctl("plan", "--cache", "4711", "--json", daemon=daemon)
+    assert other.returncode == 1 and other.stdout == ""
 
 
 def test_plan_of_running_cache(daemon):
