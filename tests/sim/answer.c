@@ -7,6 +7,23 @@
 
 typedef unsigned long long ull;
 
+/* Gathers memory: such requests of a session take effect one after another. */
+static bool gathers(const struct sim_request *r) {
+    return r->kind == KVT_REQUEST_STEP || r->kind == KVT_REQUEST_CREATE ||
+           (r->kind == KVT_REQUEST_ACQUIRE && r->layer == 0);
+}
+
+/* `later` is answered while `r`, which came before, waits. */
+static void check_overtaking(struct sim *sim, const struct sim_worker *w,
+                             const struct sim_request *r, const struct sim_request *later) {
+    bool same_cache = r->cache != 0 && later->cache == r->cache &&
+                      later->kind != KVT_REQUEST_ABORT && r->kind != KVT_REQUEST_ABORT;
+    if (same_cache || (gathers(r) && gathers(later))) {
+        sim_fail(sim, "session %u: request %llu overtook %llu on cache %u", w->session,
+                 (ull)later->tag, (ull)r->tag, r->cache);
+    }
+}
+
 static struct sim_request take_request(struct sim *sim, struct sim_worker *w,
                                        const struct kvt_answer *answer) {
     for (uint32_t i = 0; i < w->request_count; i++) {
@@ -17,15 +34,12 @@ static struct sim_request take_request(struct sim *sim, struct sim_worker *w,
                     (w->request_count - i) * sizeof(w->requests[0]));
             return r;
         }
-        if (r.cache == 0 || answer->code == KVT_EEVICTED || answer->code == KVT_EBUSY) {
+        if (answer->code == KVT_EEVICTED || answer->code == KVT_EBUSY) {
             continue;
         }
         for (uint32_t j = i + 1; j < w->request_count; j++) {
-            const struct sim_request *later = &w->requests[j];
-            if (later->tag == answer->tag && later->cache == r.cache &&
-                later->kind != KVT_REQUEST_ABORT && r.kind != KVT_REQUEST_ABORT) {
-                sim_fail(sim, "session %u: request %llu overtook %llu on cache %u", w->session,
-                         (ull)later->tag, (ull)r.tag, r.cache);
+            if (w->requests[j].tag == answer->tag) {
+                check_overtaking(sim, w, &r, &w->requests[j]);
             }
         }
     }
@@ -148,7 +162,7 @@ void sim_answer(struct sim *sim, const struct kvt_action *a) {
     sim_hash(sim, answer->tag ^ (uint64_t)answer->code << 32 ^ answer->first_step << 40);
     sim_trace(sim, "session %u: answer %llu code %u cache %u %s", a->session, (ull)answer->tag,
               answer->code, answer->cache, answer->text);
-    w->progress_us = sim->now_us;
+    w->progress_us = w->turn_us = sim->now_us;
     if (sim->devices[w->device].lost && answer->code == 0 &&
         (r.kind == KVT_REQUEST_STEP || r.kind == KVT_REQUEST_CREATE)) {
         sim_fail(sim, "session %u: request %llu is accepted on a device that is lost", w->session,

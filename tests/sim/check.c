@@ -39,22 +39,86 @@ static void check_budgets(struct sim *sim) {
     }
 }
 
+/* The order in which layers become resident, told apart from the engine: those that later layers
+ * read, then the others by bit reversal of their number. */
+static uint32_t resident_order(const struct sim_cache *c, uint32_t *order) {
+    uint32_t count = 0;
+    uint32_t places = 1;
+    for (uint32_t l = 0; l < c->layer_count; l++) {
+        if (c->layers[l].last_reader > l) {
+            order[count++] = l;
+        }
+    }
+    while (places < c->layer_count) {
+        places *= 2;
+    }
+    for (uint32_t i = 0; i < places; i++) {
+        uint32_t l = 0;
+        for (uint32_t bit = 1, value = places / 2; bit < places; bit *= 2, value /= 2) {
+            l += (i & bit) != 0 ? value : 0;
+        }
+        if (l < c->layer_count && c->layers[l].last_reader == l) {
+            order[count++] = l;
+        }
+    }
+    return count;
+}
+
+/* Resident sets are nested: what is resident is a prefix of the order. */
+static void check_nested(struct sim *sim) {
+    struct kvt_cache_info info;
+    uint32_t order[SIM_LAYERS_MAX];
+    for (uint32_t at = 0; kvt_engine_cache_info(sim->engine, &at, &info);) {
+        struct sim_worker *w = sim->sessions[info.session];
+        const struct sim_cache *c = w ? sim_cache_find(w, info.cache) : NULL;
+        if (!c) {
+            continue; /* it is not answered yet, or closed */
+        }
+        bool behind = false;
+        uint32_t count = resident_order(c, order);
+        for (uint32_t i = 0; i < count; i++) {
+            bool resident = info.layers[order[i]] == 'R';
+            if (behind && resident) {
+                sim_fail(sim, "session %u: cache %u: layer %u is resident, %u before it is not",
+                         info.session, info.cache, order[i], order[i - 1]);
+            }
+            behind = behind || !resident;
+        }
+    }
+}
+
 void sim_check(struct sim *sim) {
     char text[KVT_TEXT_BYTES] = "";
     if (kvt_engine_check(sim->engine, text, sizeof(text)) != 0) {
         sim_fail(sim, "kvt_engine_check: %s", text);
     }
     check_budgets(sim);
+    check_nested(sim);
 }
 
 /* A worker that runs and waits gets on within a time that covers every delay of the world. */
+/* A request whose turn it is is answered in time: it may wait for others, but not for ever. Its own
+ * migrations and what the world delays come on top. */
+static void check_waits(struct sim *sim, struct sim_worker *w) {
+    const uint64_t slack_us = 800000;
+    uint64_t most_us = 16000 * (uint64_t)sim->config.reclaim_deadline_ms + slack_us;
+    w->turn_us = w->schedule.open ? sim->now_us : w->turn_us;
+    if (w->request_count > 0 && sim->now_us > w->turn_us + most_us) {
+        sim_fail(sim,
+                 "session %u: request %llu of kind %u has waited for %llu ms, the deadline is %u",
+                 w->session, (ull)w->requests[0].tag, w->requests[0].kind,
+                 (ull)(sim->now_us - w->turn_us) / 1000, sim->config.reclaim_deadline_ms);
+    }
+}
+
 void sim_check_stuck(struct sim *sim) {
     const uint64_t limit_us = 20000000;
     for (uint32_t i = 0; i < sim->process_count; i++) {
-        const struct sim_worker *w = sim->processes[i];
+        struct sim_worker *w = sim->processes[i];
         if (!w || w->process != SIM_RUNNING || w->hung || w->liar || w->unchecked || !w->attached) {
             continue;
         }
+        check_waits(sim, w);
         bool waits =
             w->request_count > 0 || w->stream_waits || (w->schedule.open && !w->schedule.begun);
         if (waits && sim->now_us > w->progress_us + limit_us) {

@@ -219,6 +219,10 @@ static void on_copy(struct sim *sim, void *object, uint64_t tag) {
     copy_part(sim, d, c, c->copy.bytes);
     bool ok = !c->fails && !d->lost;
     c->used = false;
+    struct sim_op *op = sim_order_find(sim, c->session, c->op);
+    if (op && !ok) {
+        op->failed = true;
+    }
     sim_hash(sim, tag << 1 | ok);
     kvt_issuer_copied(d->issuer, (uint32_t)tag, ok);
     report(sim, d);
@@ -257,6 +261,7 @@ static void copy_begin(struct sim *sim, struct sim_device *d, const struct kvt_i
     *c = (struct sim_copy){.used = true,
                            .session = issue->session,
                            .stream = issue->stream,
+                           .op = issue->op,
                            .copy = *copy,
                            .parts_left = (uint32_t)sim_between(&sim->random, 1, 3)};
     copy_faults(sim, d, c);
@@ -335,9 +340,11 @@ static void on_look(struct sim *sim, void *object, uint64_t value) {
     while (kvt_issuer_next(d->issuer, &issue)) {
         sim_hash(sim, (uint64_t)issue.session << 32 ^ issue.is_post << 8 ^ issue.slot);
         sim_hash(sim, issue.value ^ issue.copy.source.offset ^ issue.copy.target.offset << 20);
+        report(sim, d);
         if (issue.is_post) {
             post_issue(sim, d, &issue);
         } else {
+            sim_order_issue(sim, d->index, &issue);
             copy_begin(sim, d, &issue);
         }
         if (--most == 0) {
@@ -359,6 +366,7 @@ void sim_device_look(struct sim *sim, uint32_t index) {
 static void mail_open_one(struct sim *sim, struct sim_device *d, const struct sim_mail *m) {
     switch (m->kind) {
     case KVT_ACTION_PROGRAM:
+        sim_order_program(sim, m->program);
         kvt_issuer_submit(d->issuer, m->program);
         break;
     case KVT_ACTION_CANCEL:
@@ -368,6 +376,7 @@ static void mail_open_one(struct sim *sim, struct sim_device *d, const struct si
         kvt_issuer_session_open(d->issuer, m->session, sim->sessions[m->session]->page);
         break;
     default:
+        sim->ops[m->session].closed = true;
         kvt_issuer_session_close(d->issuer, m->session);
     }
 }
@@ -461,6 +470,7 @@ static void report_add(struct sim_device *d, struct sim_report r) {
 static void report(struct sim *sim, struct sim_device *d) {
     struct sim_report r = {.drained = false};
     while (kvt_issuer_completion(d->issuer, &r.completion)) {
+        sim_order_completion(sim, &r.completion);
         report_add(d, r);
     }
     r.drained = true;

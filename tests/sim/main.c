@@ -37,6 +37,13 @@ static const char *const rule_names[KVT_BREAK_RULES_COUNT] = {
     "flip-before-copy",
     "plane-freed-under-referrer",
     "crop-keeps-length",
+    "last-first",
+    "decode-last",
+    "gather-overtakes",
+    "wait-for-ever",
+    "resident-not-nested",
+    "static-slots-wander",
+    "static-planes-wander",
 };
 
 enum { SEED_SECONDS_MAX = 60 };

@@ -258,7 +258,7 @@ static void send(struct sim *sim, struct sim_worker *w, struct sim_request *q) {
     q->tag = sim->tag_next++;
     q->sent_us = sim->now_us;
     if (w->request_count == 0) {
-        w->progress_us = sim->now_us;
+        w->progress_us = w->turn_us = sim->now_us;
     }
     w->requests[w->request_count++] = *q;
     if (q->kind == KVT_REQUEST_CREATE) {

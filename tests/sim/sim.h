@@ -12,6 +12,7 @@
  *   schedule.c  a schedule as the worker reads it, held against what it was promised
  *   stream.c    the worker's stream: waits, moves, attention over every byte, posts
  *   model.c     every correct byte, apart from the engine
+ *   order.c     which copy goes next, looked at from outside
  *   check.c     invariants; who waits for ever
  */
 #ifndef KVT_SIM_SIM_H
@@ -106,10 +107,33 @@ struct sim_copy {
     bool fails;
     uint32_t session;
     uint32_t stream;
+    uint64_t op;
     struct kvt_copy copy;
     uint64_t copied;
     uint64_t fail_at; /* bytes that are copied before it fails */
     uint32_t parts_left;
+};
+
+/* An operation that a copy thread has taken over and whose completion has not been collected. */
+struct sim_op {
+    uint64_t id;
+    uint8_t kind;    /* enum kvt_op_kind */
+    uint8_t traffic; /* enum kvt_op_class */
+    uint16_t slot;
+    bool empty;          /* nothing to copy: it only posts */
+    bool begun;          /* something of it was issued */
+    bool failed;         /* one of its copies has failed: nothing more of it goes */
+    uint64_t generation; /* FILL: the value that it posts */
+    uint64_t gate;       /* what done[slot] must be; 0: nothing */
+    uint64_t left_bytes; /* to be issued */
+    uint64_t *deps;      /* owned */
+    uint32_t dep_count;
+};
+
+struct sim_ops { /* of a session, in the order of their ids */
+    struct sim_op *op;
+    uint32_t count, room;
+    bool closed; /* the copy thread was told to: what is not begun never goes */
 };
 
 /* What the loop tells a copy thread, in order. */
@@ -275,6 +299,7 @@ struct sim_worker {
     bool enqueue_due;
     uint64_t held[SIM_LAYERS_MAX]; /* dense: index + 1 of the piece whose done is due later */
     uint64_t progress_us;          /* when it last got something */
+    uint64_t turn_us; /* since then nothing of its own stands before its first request */
 };
 
 /* ---- one run --------------------------------------------------------------------------------- */
@@ -323,6 +348,7 @@ struct sim {
     struct sim_worker *processes[SIM_WORKERS_MAX]; /* borrowed from `workers` */
     uint32_t process_count;
     struct sim_worker *sessions[SIM_SESSIONS_MAX]; /* whose session it is; borrowed */
+    struct sim_ops ops[SIM_SESSIONS_MAX];          /* of each session */
     struct sim_worker **workers;                   /* all that ever were; owned */
     uint32_t worker_count, worker_room;
     uint64_t tick_us; /* when the next tick is due; UINT64_MAX: none */
@@ -445,6 +471,16 @@ void sim_model_edit(struct sim *sim, struct sim_worker *w, const struct sim_requ
 void sim_token_write(uint8_t *to, uint32_t bytes, uint64_t content, uint32_t layer, uint32_t plane);
 bool sim_token_is(const uint8_t *at, uint32_t bytes, uint64_t content, uint32_t layer,
                   uint32_t plane);
+
+/* ---- order.c --------------------------------------------------------------------------------- */
+
+void sim_order_program(struct sim *sim, const struct kvt_program *p);
+/* A copy goes: whether it was its turn. */
+void sim_order_issue(struct sim *sim, uint32_t device, const struct kvt_issue *issue);
+void sim_order_completion(struct sim *sim, const struct kvt_completion *c);
+void sim_order_clear(struct sim *sim, uint32_t session);
+struct sim_op *sim_order_find(struct sim *sim, uint32_t session,
+                              uint64_t op); /* NULL: it is over */
 
 /* ---- check.c --------------------------------------------------------------------------------- */
 

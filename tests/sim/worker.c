@@ -178,6 +178,7 @@ void sim_worker_freed(struct sim *sim, uint32_t session) {
     sim_trace(sim, "session %u: freed", session);
     w->freed = true;
     sim->sessions[session] = NULL;
+    sim_order_clear(sim, session);
     memset(w->ring, 0xdb, w->ring_bytes);
 }
 
@@ -214,7 +215,7 @@ static void resume(struct sim *sim, struct sim_worker *w) {
     }
     sim_trace(sim, "session %u: goes on", w->session);
     w->hung = false;
-    w->progress_us = sim->now_us;
+    w->progress_us = w->turn_us = sim->now_us;
     sim_stream_wake(sim, w);
     sim_stream_resume(sim, w);
     sim_after(sim, sim_us(sim, 0, 200), on_think, w, 0);

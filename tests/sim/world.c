@@ -325,6 +325,9 @@ void sim_end(struct sim *sim) {
         sim_device_close(sim, i);
     }
     sim_host_close(sim);
+    for (uint32_t i = 0; i < SIM_SESSIONS_MAX; i++) {
+        sim_order_clear(sim, i);
+    }
     free(sim->events.heap);
     kvt_engine_free(sim->engine);
 }

@@ -317,7 +317,14 @@ enum kvt_broken_rule {
     KVT_BREAK_FLIP_BEFORE_COPY = 19,     /* engine: residency flips before migration is complete */
     KVT_BREAK_PLANE_FREED_UNDER_REFERRER = 20, /* engine: resident plane freed while referred to */
     KVT_BREAK_CROP_KEEPS_LENGTH = 21,          /* engine: crop below committed is ignored */
-    KVT_BREAK_RULES_COUNT = 22,
+    KVT_BREAK_LAST_FIRST = 22,                 /* issuer: of what is open the last in use */
+    KVT_BREAK_DECODE_LAST = 23,                /* issuer: background before decode */
+    KVT_BREAK_GATHER_OVERTAKES = 24,           /* engine: a STEP overtakes one that gathers */
+    KVT_BREAK_WAIT_FOR_EVER = 25,              /* engine: no deadline for a wait for memory */
+    KVT_BREAK_RESIDENT_NOT_NESTED = 26,        /* engine: any layer leaves, not the last one */
+    KVT_BREAK_STATIC_SLOTS_WANDER = 27,        /* engine: slots go on where the last step ended */
+    KVT_BREAK_STATIC_PLANES_WANDER = 28,       /* engine: exchanged rows get other planes */
+    KVT_BREAK_RULES_COUNT = 29,
 };
 
 void kvt_engine_break_rules(struct kvt_engine *e, uint64_t rules);

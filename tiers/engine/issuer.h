@@ -53,6 +53,7 @@ struct kvt_issue {
     struct kvt_copy copy;
     uint32_t slot; /* post: ready[slot] = value */
     uint64_t value;
+    uint64_t op; /* whose copy or post it is: for tests and traces */
 };
 
 int kvt_issuer_create(const struct kvt_issuer_config *config, struct kvt_issuer **out)

@@ -106,7 +106,8 @@ static bool look_at_queue(struct kvt_issuer *i, uint32_t session, uint32_t q) {
         return true;
     }
     struct kvt_op_progress **best = &i->candidates[p->op->traffic][session];
-    if (!*best || p->op->id < (*best)->op->id) {
+    if (!*best ||
+        (p->op->id < (*best)->op->id) != KVT_BROKEN(i->broken_rules, KVT_BREAK_LAST_FIRST)) {
         *best = p;
     }
     return false;
@@ -193,6 +194,7 @@ static void issue_post(struct kvt_issuer *i, struct kvt_op_progress *p, struct k
     p->posted = true;
     *out = (struct kvt_issue){.is_post = 1,
                               .session = p->program->session,
+                              .op = p->op->id,
                               .slot = p->op->slot,
                               .value = p->op->generation};
     if (i->config.post_behind) {
@@ -206,6 +208,7 @@ static void issue_cut(struct kvt_issuer *i, struct kvt_op_progress *p, struct kv
     const struct kvt_copy *c = copy_next(p);
     *out = (struct kvt_issue){
         .session = p->program->session,
+        .op = p->op->id,
         .tag = flight_begin(i, (struct kvt_issuer_flight){.progress = p, .bytes = bytes}),
         .stream = stream_of(c),
         .copy = {.source = c->source, .target = c->target, .bytes = bytes}};
@@ -250,7 +253,8 @@ bool kvt_issuer_next(struct kvt_issuer *i, struct kvt_issue *out) {
     if (i->cuts_inflight == i->config.inflight_max) {
         return false;
     }
-    for (uint32_t c = 0; c < CLASSES; c++) {
+    for (uint32_t n = 0; n < CLASSES; n++) {
+        uint32_t c = KVT_BROKEN(i->broken_rules, KVT_BREAK_DECODE_LAST) ? CLASSES - 1 - n : n;
         struct kvt_op_progress *p = pick(i, c);
         if (!p) {
             continue;

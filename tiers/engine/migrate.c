@@ -401,8 +401,8 @@ int demote_layer(struct kvt_engine *e, struct session *s, struct family *f) {
         return KVT_READY;
     }
     family_quiet(e, s, f);
-    s->migration = (struct migration){
-        .family = f, .layer = f->priority[f->resident_count - 1], .to_host = true};
+    uint32_t last = KVT_BROKEN(e->rules, KVT_BREAK_RESIDENT_NOT_NESTED) ? 0 : f->resident_count - 1;
+    s->migration = (struct migration){.family = f, .layer = f->priority[last], .to_host = true};
     migrate_progress(e, s);
     return KVT_WAIT;
 }

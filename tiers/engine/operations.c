@@ -157,7 +157,7 @@ static uint64_t piece_copies(struct build *b, const struct pieces *p,
 /* ---- slots ------------------------------------------------------------------------------------------ */
 
 static void slots_restart(struct build *b) {
-    if (b->c->family->is_static) {
+    if (b->c->family->is_static && !KVT_BROKEN(b->e->rules, KVT_BREAK_STATIC_SLOTS_WANDER)) {
         b->s->slot_cursor = 0;
     }
 }

@@ -174,7 +174,8 @@ static bool must_wait(const struct kvt_engine *e, const struct session *s, uint3
     for (uint32_t i = 0; i < at; i++) {
         const struct kvt_request *earlier = &s->queue[i].request;
         bool both_gather = (is_step(r) || r->kind == KVT_REQUEST_CREATE) &&
-                           (is_step(earlier) || earlier->kind == KVT_REQUEST_CREATE);
+                           (is_step(earlier) || earlier->kind == KVT_REQUEST_CREATE) &&
+                           !KVT_BROKEN(e->rules, KVT_BREAK_GATHER_OVERTAKES);
         if (both_gather || (r->kind != KVT_REQUEST_CREATE && earlier->cache == r->cache)) {
             return true;
         }
@@ -253,7 +254,8 @@ void queue_expire(struct kvt_engine *e, struct session *s) {
         if (p->started && e->now_ms - p->since_ms >= ASK_AGAIN_MS) {
             dev_take_from_younger(e, s, p->since_ms);
         }
-        bool gathers = is_step(&p->request) || p->request.kind == KVT_REQUEST_CREATE;
+        bool gathers = (is_step(&p->request) || p->request.kind == KVT_REQUEST_CREATE) &&
+                       !KVT_BROKEN(e->rules, KVT_BREAK_WAIT_FOR_EVER);
         if (!p->started || !gathers || s->migration.family != NULL ||
             s->schedule.phase != PHASE_NONE || e->now_ms < pending_deadline_ms(e, s, p)) {
             i++;

@@ -68,9 +68,10 @@ static void row_moves(const struct family *f, uint32_t l, const struct planes *f
 }
 
 /* A static cache keeps its addresses: rows go to the new planes and back. */
-static bool planes_keep_addresses(const struct cache *c) {
+static bool planes_keep_addresses(const struct kvt_engine *e, const struct cache *c) {
     return c->family->is_static && c->planes != NULL && c->planes->owner == c->id &&
-           c->planes->refs == 1 && c->planes->rows >= c->row_count;
+           c->planes->refs == 1 && c->planes->rows >= c->row_count &&
+           !KVT_BROKEN(e->rules, KVT_BREAK_STATIC_PLANES_WANDER);
 }
 
 /* Moves of what the rows hold, from `from` (places as they were) to `to`, layer by layer. */
@@ -137,7 +138,7 @@ static int cows_apply(struct kvt_engine *e, struct schedule *sc) {
     return 0;
 }
 
-static int planes_apply(struct cache *c, struct schedule *sc) {
+static int planes_apply(const struct kvt_engine *e, struct cache *c, struct schedule *sc) {
     if (c->planes_next == NULL) {
         return 0;
     }
@@ -148,7 +149,7 @@ static int planes_apply(struct cache *c, struct schedule *sc) {
     for (uint32_t i = 0; i < c->row_count; i++) {
         sc->old_planes_row[i] = c->rows[i].planes_row;
     }
-    sc->planes_kept = planes_keep_addresses(c);
+    sc->planes_kept = planes_keep_addresses(e, c);
     if (sc->planes_kept) {
         sc->old_planes = c->planes_next; /* only a place to turn around in */
     } else {
@@ -448,7 +449,7 @@ int schedule_open(struct kvt_engine *e, struct session *s, struct step_plan *pla
     }
     bool chained = c->planes_next != NULL && planes_reuse(c);
     if (rc == 0) {
-        rc = planes_apply(c, sc);
+        rc = planes_apply(e, c, sc);
     }
     if (rc == 0) {
         cow_moves(e, c, sc, &lead);
