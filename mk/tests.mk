@@ -34,6 +34,15 @@ $(BIN)/kvtier-sim: $(SIM_OBJECTS) $(call archive,testsupport device host engine 
 	$(call say,LD,$@)
 	$(Q)$(call link,-pie $(filter %.o,$^),$(filter %.a,$^),$(PROTOBUF_LIBS) $(XXHASH_LIBS) -ldl -lm)
 
+# Driver plug-ins of tests, each in a daemon.plugin_dir of its own. The daemon's configuration knows the
+# drivers cpu and cuda, so they stand in for cuda. Each brings its own copy of the cpu driver.
+PLUGIN_SOURCES := $(wildcard tests/process/plugin/*_driver.c)
+PLUGINS := $(patsubst tests/process/plugin/%_driver.c,$(B)/tests/plugin/%/kvtier-cuda.so,$(PLUGIN_SOURCES))
+$(B)/tests/plugin/%/kvtier-cuda.so: $(B)/obj/tests/process/plugin/%_driver.o $(call archive,device host engine kernels proto)
+	@mkdir -p $(@D)
+	$(call say,LD,$@)
+	$(Q)$(call link,-shared $<,$(filter %.a,$^),-ldl -lm)
+
 # Fuzz targets: build them with VARIANT=fuzz, as `make fuzz` does.
 FUZZ_SOURCES := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_BINARIES := $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(FUZZ_SOURCES))
@@ -42,7 +51,7 @@ $(B)/fuzz/%: $(B)/obj/tests/fuzz/%.o $(call archive,testsupport $(TEST_LIBS))
 	$(call say,LD,$@)
 	$(Q)$(call link,-fsanitize=fuzzer -pie $<,$(filter %.a,$^),$(filter-out $(CUNIT_LIBS),$(TEST_EXTERN)))
 
-TEST_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(TEST_SOURCES) $(SIM_SOURCES) $(FUZZ_SOURCES))
+TEST_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(TEST_SOURCES) $(PLUGIN_SOURCES) $(SIM_SOURCES) $(FUZZ_SOURCES))
 EXAMPLE_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(EXAMPLE_SOURCES))
 MAIN_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(wildcard $(foreach p,$(PROGRAM_NAMES),$(MAIN_$(p)))))
 ALL_OBJECTS := $(foreach m,$(MODULES),$(OBJECTS_$(m))) $(MAIN_OBJECTS) $(TEST_OBJECTS) $(EXAMPLE_OBJECTS)
@@ -94,7 +103,7 @@ test:
 	@scripts/fetch-model || echo 'SKIP model: not fetched, so the tests that need it are skipped'
 	@$(RUN) --variant release lint unit sim process crash fuzz python
 
-test-build: all unit $(TEST_BINARIES) $(SIM_BINARY) venv
+test-build: all unit $(TEST_BINARIES) $(PLUGINS) $(SIM_BINARY) venv
 fuzz-build: $(FUZZ_BINARIES)
 sim-build: $(SIM_BINARY)
 
