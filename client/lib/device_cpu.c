@@ -20,6 +20,7 @@ static int cpu_map(const struct kvt_client_import *import, void **address) {
     if (p == MAP_FAILED) {
         return -KVT_ENOMEM;
     }
+    (void)madvise(p, import->bytes, MADV_HUGEPAGE); /* the pages are there: map them whole */
     (void)madvise(p, import->bytes, MADV_DONTFORK);
     *address = p;
     return 0;

@@ -5,6 +5,7 @@
  * come into being when they are first written.
  */
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -140,6 +141,22 @@ static uint32_t local_length(const struct run_kv *kv, uint32_t row) {
     return ((const struct local *)kv)->rows[row].length;
 }
 
+/*
+ * Whether memory that processes share gets huge pages, as a daemon's device needs: then
+ * this memory has them too, otherwise neither, so that the same is compared.
+ */
+static int shared_memory_has_huge_pages(void) {
+    char text[128] = "";
+    FILE *file = fopen("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "re");
+    if (file) {
+        if (!fgets(text, sizeof(text), file))
+            text[0] = 0;
+        (void)fclose(file);
+    }
+    return strstr(text, "[always]") || strstr(text, "[within_size]") || strstr(text, "[advise]") ||
+           strstr(text, "[force]");
+}
+
 static int map_row(struct local *l, struct row *row) {
     void *planes = mmap(NULL, row_bytes(l), PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -147,7 +164,8 @@ static int map_row(struct local *l, struct row *row) {
         return kvt_fail(-KVT_ENOMEM, l->base.why, sizeof(l->base.why),
                         "kv: no address space for %zu MiB of one row; lower --context",
                         row_bytes(l) >> 20);
-    (void)madvise(planes, row_bytes(l), MADV_HUGEPAGE);
+    (void)madvise(planes, row_bytes(l),
+                  shared_memory_has_huge_pages() ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
     *row = (struct row){planes, 0};
     return 0;
 }

@@ -72,6 +72,9 @@ void *kvt_memfd_map(int fd, uint64_t bytes) {
         uint64_t all = (bytes + spare + page - 1) / page * page;
         munmap(base + mapped, all - before - mapped);
     }
+    if (bytes % MAP_ALIGN == 0) { /* a shorter file would get a page larger than itself */
+        (void)madvise(base, bytes, MADV_HUGEPAGE);
+    }
     (void)madvise(base, bytes, MADV_DONTDUMP); /* other people's text has no place in a core file */
     return base;
 }
