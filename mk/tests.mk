@@ -118,7 +118,10 @@ test-python: test-build
 # Workers on tiny budgets, one of them killed at a random moment so many times: synthetic ones, kvtier-run
 # with a tiny model, and 5 times with the real one: make test-kill KILLS=1000
 KILLS ?= 200
-test-kill: test-build
+test-kill:
+	@scripts/setup build test python
+	@$(MAKE) $(PARALLEL) test-build
+	@scripts/fetch-model || echo 'SKIP model: not fetched, so the 5 kills with it are skipped'
 	@KILLS=$(KILLS) $(RUN) --variant $(VARIANT) process --only test_faults
 	@KVT_KILLS=$(KILLS) $(RUN) --variant $(VARIANT) crash
 
