@@ -187,7 +187,7 @@ void sim_race_check(struct sim *sim, const struct kvt_place *place, uint64_t byt
 
 /* Carries the copy on up to `until` bytes. */
 static void copy_part(struct sim *sim, struct sim_device *d, struct sim_copy *c, uint64_t until) {
-    if (c->fails && until > c->fail_at) {
+    if ((c->fails || c->tears) && until > c->fail_at) {
         until = c->fail_at;
     }
     if (until <= c->copied || d->lost) {
@@ -202,9 +202,37 @@ static void copy_part(struct sim *sim, struct sim_device *d, struct sim_copy *c,
     memmove(place_at(sim, d, c->session, &target, bytes), from, bytes);
     c->copied = until;
     sim->stats.copied_bytes += bytes;
-    if (target.tier == KVT_TIER_GPU && source.tier == KVT_TIER_HOST) {
-        d->fill_bytes += bytes;
+    struct sim_op *op = sim_order_find(sim, c->session, c->op);
+    if (op) {
+        op->copied_bytes += bytes;
     }
+}
+
+/* ---- a device that lies ---------------------------------------------------------------------- */
+
+static bool lies(struct sim *sim, const struct sim_op *op, enum sim_lie lie, uint32_t kind) {
+    if (sim->options.lie != lie || op->kind != kind || sim->lied || !sim_chance(&sim->random, 50)) {
+        return false;
+    }
+    sim_trace(sim, "the device lies about operation %llu", (unsigned long long)op->id);
+    sim->lied = true;
+    return true;
+}
+
+/* Whether a schedule that is open, and goes on, names the fill: then a worker will look at it. */
+static bool is_named(const struct sim *sim, uint32_t session, const struct sim_op *op) {
+    const struct sim_worker *w = sim->sessions[session];
+    const struct sim_schedule *s = &w->schedule;
+    if (op->kind != KVT_OP_FILL || !s->open || s->failed != 0 || s->abort_from != 0) {
+        return false;
+    }
+    for (uint32_t i = 0; i < s->header.pieces_count; i++) {
+        const struct kvt_sched_piece *p = &s->pieces[i];
+        if ((p->flags & KVT_PIECE_STREAMED) && p->slot == op->slot && p->ready == op->generation) {
+            return true;
+        }
+    }
+    return false;
 }
 
 static void on_copy(struct sim *sim, void *object, uint64_t tag) {
@@ -222,6 +250,14 @@ static void on_copy(struct sim *sim, void *object, uint64_t tag) {
     struct sim_op *op = sim_order_find(sim, c->session, c->op);
     if (op && !ok) {
         op->failed = true;
+    }
+    if (op && ok &&
+        (lies(sim, op, SIM_FLIPS_FILL, KVT_OP_FILL) ||
+         lies(sim, op, SIM_FLIPS_WRITEBACK, KVT_OP_WRITEBACK) ||
+         lies(sim, op, SIM_FLIPS_COPY, KVT_OP_COPY))) {
+        uint8_t *to = place_at(sim, d, c->session, &c->copy.target, c->copy.bytes);
+        to[sim_below(&sim->random, c->copy.bytes)] ^= (uint8_t)(1u << sim_below(&sim->random, 8));
+        sim->lie_named = is_named(sim, c->session, op);
     }
     sim_hash(sim, tag << 1 | ok);
     kvt_issuer_copied(d->issuer, (uint32_t)tag, ok);
@@ -265,6 +301,11 @@ static void copy_begin(struct sim *sim, struct sim_device *d, const struct kvt_i
                            .copy = *copy,
                            .parts_left = (uint32_t)sim_between(&sim->random, 1, 3)};
     copy_faults(sim, d, c);
+    const struct sim_op *op = sim_order_find(sim, issue->session, issue->op);
+    c->tears = !c->fails && lies(sim, op, SIM_TEARS_FILL, KVT_OP_FILL);
+    if (c->tears) {
+        c->fail_at = sim_below(&sim->random, copy->bytes);
+    }
     uint64_t took_us =
         sim_fault(sim, SIM_COPY_DELAYED)
             ? sim_us(sim, 1000, 50000)

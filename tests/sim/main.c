@@ -44,23 +44,43 @@ static const char *const rule_names[KVT_BREAK_RULES_COUNT] = {
     "resident-not-nested",
     "static-slots-wander",
     "static-planes-wander",
+    "prefetch-unused",
 };
 
-enum { SEED_SECONDS_MAX = 60 };
+/* What the device may lie about, as enum sim_lie. */
+static const char *const lie_names[] = {
+    "",
+    "device-flips-a-fill",
+    "device-tears-a-fill",
+    "device-flips-a-write-back",
+    "device-flips-a-copy",
+};
+
+enum {
+    SEED_SECONDS_MAX = 60,
+    BROKEN_SECONDS_MAX = 10,
+    LIES_COUNT = sizeof(lie_names) / sizeof(lie_names[0])
+};
 
 static struct sim sim;
 
 static void usage(FILE *to) {
-    (void)fprintf(to, "usage: kvtier-sim [options]\n"
-                      "  --seed N       run this seed only\n"
-                      "  --seconds S    run fresh seeds, one after another, for so long\n"
-                      "  --from N       --seconds, --count, --break-all: the first seed\n"
-                      "  --count N      run N seeds; with --break-all: seeds a rule at most\n"
-                      "  --steps M      steps that a run asks for (default: 5 to 60, by the seed)\n"
-                      "  --trace        print everything that happens\n"
-                      "  --break RULE   leave a rule out (a name or its number)\n"
-                      "  --break-all    leave each rule out in turn until a seed notices\n"
-                      "--break needs a build with VARIANT=mutant\n");
+    (void)fprintf(to,
+                  "usage: kvtier-sim [options]\n"
+                  "  --seed N       run this seed only\n"
+                  "  --seconds S    run fresh seeds, one after another, for so long\n"
+                  "  --from N       --seconds, --count, --break-all: the first seed\n"
+                  "  --count N      run N seeds; with --break-all: seeds a rule at most\n"
+                  "  --replay FILE  first the seeds of this file, one at the start of each line\n"
+                  "  --steps M      steps that a run asks for (default: 5 to 60, by the seed)\n"
+                  "  --trace        print everything that happens\n"
+                  "  --break RULE   leave a rule out (a name or its number)\n"
+                  "  --break-all    leave each rule out in turn until a seed notices\n"
+                  "  --world N      1 rough, 2 plain (no faults, no edits), 3 steady\n"
+                  "  --lie N        the device says that a copy succeeded, and its bytes are\n"
+                  "                 wrong: 1, 2 a fill, 3 a write-back, 4 another copy\n"
+                  "  --lies N       tell each lie in N plain seeds: how many are noticed\n"
+                  "--break needs a build with VARIANT=mutant\n");
 }
 
 /* ---- one seed -------------------------------------------------------------------------------- */
@@ -81,6 +101,7 @@ static void add_stats(struct sim_stats *total, const struct sim_stats *one) {
     total->migrated_bytes += one->migrated_bytes;
     total->copied_on_write_bytes += one->copied_on_write_bytes;
     total->discarded_bytes += one->discarded_bytes;
+    total->steady_steps += one->steady_steps;
     for (uint32_t f = 0; f < SIM_FAULT_COUNT; f++) {
         total->faults[f] += one->faults[f];
     }
@@ -154,6 +175,16 @@ static bool replays(const struct sim_options *options) {
     return true;
 }
 
+static uint64_t number(const char *text) {
+    char *end;
+    uint64_t value = strtoull(text, &end, 0);
+    if (end == text || (*end != 0 && *end != ' ')) {
+        (void)fprintf(stderr, "kvtier-sim: %s is no number\n", text);
+        exit(2);
+    }
+    return value;
+}
+
 static double now_s(void) {
     struct timespec t;
     (void)clock_gettime(CLOCK_MONOTONIC, &t);
@@ -189,11 +220,37 @@ static int run_one(const struct sim_options *options) {
     return 0;
 }
 
+/* Seeds that once found something. */
+static void replay_file(const struct sim_options *options, const char *path) {
+    FILE *file = fopen(path, "r");
+    if (!file) {
+        perror(path);
+        exit(2);
+    }
+    struct sim_options one = *options;
+    struct sim_stats total = {0};
+    char line[512];
+    while (fgets(line, sizeof(line), file)) {
+        if (line[0] == '#' || line[0] == '\n') {
+            continue;
+        }
+        one.seed = number(line);
+        if (!run_seed(&one, &total)) {
+            printf("what it found before: %s", line);
+            done(1);
+        }
+    }
+    (void)fclose(file);
+    printf("sim: %llu known seeds of %s replayed\n", (ull)total.seeds, path);
+}
+
 /* ---- rules left out -------------------------------------------------------------------------- */
 
+enum { NOTICED = 1, LIED = 2, LIE_NAMED = 4 };
+
 /* In a process of its own: without its rules the engine may do anything. `reason` gets what was
- * noticed. Returns whether it was. */
-static bool noticed(const struct sim_options *options, char *reason, size_t size) {
+ * noticed. Returns whether it was, and whether the device has lied. */
+static int outcome(const struct sim_options *options, char *reason, size_t size) {
     int fds[2];
     (void)fflush(stdout);
     if (pipe(fds) != 0) {
@@ -207,10 +264,11 @@ static bool noticed(const struct sim_options *options, char *reason, size_t size
     }
     if (child == 0) {
         (void)signal(SIGALRM, SIG_DFL);
-        (void)alarm(SEED_SECONDS_MAX);
+        (void)alarm(BROKEN_SECONDS_MAX);
         bool ok = sim_run(&sim, options);
         ssize_t wrote = ok ? 0 : write(fds[1], sim.reason, strlen(sim.reason));
-        _exit(ok && wrote == 0 ? 0 : 1);
+        _exit((ok && wrote == 0 ? 0 : NOTICED) | (sim.lied ? LIED : 0) |
+              (sim.lie_named ? LIE_NAMED : 0));
     }
     (void)close(fds[1]);
     ssize_t n = read(fds[0], reason, size - 1);
@@ -222,50 +280,79 @@ static bool noticed(const struct sim_options *options, char *reason, size_t size
         (void)snprintf(reason, size, "%s",
                        WTERMSIG(status) == SIGALRM ? "ran for ever" : "crashed");
     }
-    return status != 0;
+    return WIFSIGNALED(status) ? NOTICED : WEXITSTATUS(status);
+}
+
+/* Seeds until the simulator notices. Returns whether it did. */
+static bool seeds_until(struct sim_options *options, const char *name, uint64_t count,
+                        uint64_t *most) {
+    uint64_t first = options->seed;
+    uint64_t seeds = 0;
+    bool found = false;
+    char reason[1024];
+    for (; !found && seeds < count; options->seed++) {
+        seeds++;
+        found = (outcome(options, reason, sizeof(reason)) & NOTICED) != 0;
+    }
+    options->seed = first;
+    *most = seeds > *most ? seeds : *most;
+    printf("%-28s %6llu  %.120s\n", name, (ull)seeds,
+           found ? reason : "NOTHING: the rule is not needed, or the simulator is blind");
+    (void)fflush(stdout);
+    return found;
 }
 
 static int break_all(struct sim_options *options, uint64_t count) {
-    uint64_t first = options->seed;
     uint32_t missed = 0;
     uint64_t most = 0;
-    char reason[1024];
-    printf("%-28s %6s  %s\n", "rule left out", "seeds", "what the simulator said");
+    printf("%-28s %6s  %s\n", "left out", "seeds", "what the simulator said");
     for (uint32_t rule = 0; rule < KVT_BREAK_RULES_COUNT; rule++) {
-        uint64_t seeds = 0;
-        bool found = false;
         options->broken_rules = UINT64_C(1) << rule;
-        for (options->seed = first; !found && seeds < count; options->seed++) {
-            seeds++;
-            found = noticed(options, reason, sizeof(reason));
-        }
-        missed += !found;
-        most = seeds > most ? seeds : most;
-        printf("%-28s %6llu  %.120s\n", rule_names[rule], (ull)seeds,
-               found ? reason : "NOTHING: the rule is not needed, or the simulator is blind");
-        (void)fflush(stdout);
+        missed += !seeds_until(options, rule_names[rule], count, &most);
+    }
+    options->broken_rules = 0;
+    for (options->lie = 1; options->lie < LIES_COUNT; options->lie++) {
+        missed += !seeds_until(options, lie_names[options->lie], count, &most);
     }
     if (missed > 0) {
-        printf("FAILED: %u rules can be left out without being noticed within %llu seeds\n", missed,
-               (ull)count);
+        printf("FAILED: %u can go unnoticed for %llu seeds\n", missed, (ull)count);
     } else {
-        printf("sim: %d rules left out one at a time, each noticed after at most %llu seeds\n",
-               KVT_BREAK_RULES_COUNT, (ull)most);
+        printf("sim: %d rules left out and %d lies of the device, one at a time: each is noticed "
+               "after at most %llu seeds\n",
+               KVT_BREAK_RULES_COUNT, LIES_COUNT - 1, (ull)most);
     }
     return missed > 0 ? 1 : 0;
 }
 
-/* ---- options --------------------------------------------------------------------------------- */
-
-static uint64_t number(const char *text) {
-    char *end;
-    uint64_t value = strtoull(text, &end, 0);
-    if (end == text || *end != 0) {
-        (void)fprintf(stderr, "kvtier-sim: %s is no number\n", text);
-        exit(2);
+/* One wrong byte in each run, without faults or edits: what an open schedule names must be noticed.
+ * Other bytes may never be read again. */
+static int lies(struct sim_options *options, uint64_t count) {
+    uint64_t first = options->seed;
+    uint64_t blind = 0;
+    char reason[1024];
+    options->world = SIM_PLAIN;
+    printf("%-28s %6s %8s %14s %8s\n", "", "told", "noticed", "surely read", "noticed");
+    for (options->lie = 1; options->lie < LIES_COUNT; options->lie++) {
+        uint64_t told[4] = {0};
+        for (options->seed = first; options->seed < first + count; options->seed++) {
+            int how = outcome(options, reason, sizeof(reason));
+            told[0] += (how & LIED) != 0;
+            told[1] += (how & LIED) != 0 && (how & NOTICED) != 0;
+            told[2] += (how & LIE_NAMED) != 0;
+            told[3] += (how & LIE_NAMED) != 0 && (how & NOTICED) != 0;
+            if ((how & LIE_NAMED) != 0 && (how & NOTICED) == 0) {
+                printf("FAILED seed %llu: nobody noticed %s\n", (ull)options->seed,
+                       lie_names[options->lie]);
+                blind++;
+            }
+        }
+        printf("%-28s %6llu %8llu %14llu %8llu\n", lie_names[options->lie], (ull)told[0],
+               (ull)told[1], (ull)told[2], (ull)told[3]);
     }
-    return value;
+    return blind > 0 ? 1 : 0;
 }
+
+/* ---- options --------------------------------------------------------------------------------- */
 
 static uint64_t rule_bit(const char *text) {
     for (uint32_t i = 0; i < KVT_BREAK_RULES_COUNT; i++) {
@@ -294,6 +381,8 @@ int main(int argc, char **argv) {
         {"seed", required_argument, NULL, 's'},  {"seconds", required_argument, NULL, 't'},
         {"from", required_argument, NULL, 'f'},  {"count", required_argument, NULL, 'c'},
         {"steps", required_argument, NULL, 'm'}, {"trace", no_argument, NULL, 'v'},
+        {"world", required_argument, NULL, 'w'}, {"lie", required_argument, NULL, 'l'},
+        {"lies", required_argument, NULL, 'L'},  {"replay", required_argument, NULL, 'r'},
         {"break", required_argument, NULL, 'b'}, {"break-all", no_argument, NULL, 'a'},
         {"help", no_argument, NULL, 'h'},        {NULL, 0, NULL, 0},
     };
@@ -302,6 +391,8 @@ int main(int argc, char **argv) {
     bool all = false;
     double seconds = 10;
     uint64_t count = 0;
+    uint64_t lies_count = 0;
+    const char *known_seeds = NULL;
     int c;
     (void)signal(SIGALRM, on_alarm);
     while ((c = getopt_long(argc, argv, "", known, NULL)) != -1) {
@@ -325,6 +416,18 @@ int main(int argc, char **argv) {
         case 'v':
             options.trace = true;
             break;
+        case 'w':
+            options.world = (uint32_t)number(optarg);
+            break;
+        case 'l':
+            options.lie = (uint32_t)number(optarg);
+            break;
+        case 'r':
+            known_seeds = optarg;
+            break;
+        case 'L':
+            lies_count = number(optarg);
+            break;
         case 'b':
             need_mutants();
             options.broken_rules |= rule_bit(optarg);
@@ -343,6 +446,12 @@ int main(int argc, char **argv) {
     }
     if (all) {
         return break_all(&options, count != 0 ? count : 2000);
+    }
+    if (lies_count != 0) {
+        return lies(&options, lies_count);
+    }
+    if (known_seeds) {
+        replay_file(&options, known_seeds);
     }
     return one ? run_one(&options) : run_many(&options, count, seconds);
 }

@@ -81,6 +81,13 @@ void sim_order_completion(struct sim *sim, const struct kvt_completion *c) {
         sim_fail(sim, "session %u: operation %llu completes, which was not submitted", c->session,
                  (ull)c->op);
     }
+    struct sim_worker *w = sim->sessions[c->session];
+    if (op->kind == KVT_OP_FILL && op->generation <= w->slot_ready[op->slot]) {
+        w->crossed_bytes += op->copied_bytes;
+    } else if (op->kind == KVT_OP_FILL) {
+        w->guessed[op->slot].generation = op->generation;
+        w->guessed[op->slot].bytes = op->copied_bytes;
+    }
     uint32_t at = (uint32_t)(op - ops->op);
     free(op->deps);
     ops->count--;

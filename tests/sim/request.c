@@ -339,8 +339,48 @@ void sim_request_abort(struct sim *sim, struct sim_worker *w) {
     send(sim, w, &q);
 }
 
+/* One cache, its prompt, then equal steps. */
+static void request_steady(struct sim *sim, struct sim_worker *w) {
+    struct sim_random *r = &sim->random;
+    struct sim_request q = {0};
+    uint32_t count;
+    struct sim_cache *c = any_cache(sim, w, &count);
+    if (w->request_count > 0 || w->schedule.open) {
+        return;
+    }
+    if (!c) {
+        create(sim, &q);
+    } else {
+        uint32_t room = room_least(c);
+        uint32_t prompt = (uint32_t)sim_between(r, 1, 700);
+        q = (struct sim_request){.kind = KVT_REQUEST_STEP, .cache = c->id, .steps = 1};
+        if (c->steady_tokens == 0) {
+            c->steady_tokens = (uint32_t)sim_between(r, 1, 3);
+            c->steady_steps = (uint32_t)sim_between(r, 1, 8);
+            q.tokens = prompt < c->append_max ? prompt : c->append_max;
+            q.tokens = q.tokens < room / 2 ? q.tokens : room / 2;
+        } else {
+            q.tokens = c->steady_tokens;
+            q.steps = c->steady_steps;
+        }
+        if (q.tokens == 0 || q.tokens > c->append_max || q.tokens > room) {
+            return;
+        }
+        sim->steps_left -= sim->steps_left > 0;
+        if (++w->steady_requests == 3) {
+            w->vain_before = sim_counters(sim, w).prefetch_discarded_bytes;
+            w->crossed_before = w->crossed_bytes - w->to_bytes;
+        }
+    }
+    send(sim, w, &q);
+}
+
 void sim_request_random(struct sim *sim, struct sim_worker *w) {
     struct sim_random *r = &sim->random;
+    if (sim->world == SIM_STEADY) {
+        request_steady(sim, w);
+        return;
+    }
     struct sim_request q = {0};
     uint32_t count;
     struct sim_cache *c = any_cache(sim, w, &count);
@@ -352,7 +392,9 @@ void sim_request_random(struct sim *sim, struct sim_worker *w) {
     } else {
         q.cache = c->id;
         bool full = room_least(c) == 0 && sim_chance(r, 900);
-        if (full || sim_chance(r, 250)) {
+        if (sim->world == SIM_PLAIN && full) {
+            q.kind = KVT_REQUEST_CLOSE;
+        } else if (sim->world == SIM_ROUGH && (full || sim_chance(r, 250))) {
             edit(sim, c, &q, room);
         } else {
             step(sim, w, c, &q);

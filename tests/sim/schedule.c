@@ -130,6 +130,9 @@ static void check_piece(struct sim *sim, struct sim_worker *w, uint32_t index) {
                  p->slot, (ull)p->ready, (ull)p->done, (ull)w->slot_ready[p->slot]);
     }
     w->slot_ready[p->slot] = p->ready;
+    if (w->guessed[p->slot].generation == p->ready) {
+        w->crossed_bytes += w->guessed[p->slot].bytes;
+    }
     for (uint32_t m = p->move_first; m < p->move_first + p->move_count; m++) {
         if (m < s->header.moves_leading) {
             sim_fail(sim, "schedule: piece %u's duplicate is a leading move", index);
@@ -398,7 +401,7 @@ static void begin_rows(struct sim *sim, struct sim_worker *w, const struct sim_r
     }
 }
 
-static struct kvt_counters counters_of(struct sim *sim, const struct sim_worker *w) {
+struct kvt_counters sim_counters(struct sim *sim, const struct sim_worker *w) {
     struct kvt_session_info info;
     uint32_t at = w->session;
     if (!kvt_engine_session_info(sim->engine, &at, &info) || info.session != w->session) {
@@ -434,7 +437,7 @@ void sim_schedule_open(struct sim *sim, struct sim_worker *w, const struct sim_r
         check_distinct(sim, w);
         check_copies(sim, w);
     }
-    s->copied_before = counters_of(sim, w).copied_on_write_bytes;
+    s->copied_before = sim_counters(sim, w).copied_on_write_bytes;
     w->last_step = answer->first_step + answer->steps - 1;
     for (uint32_t i = 0; i < answer->steps; i++) {
         w->to_bytes += s->need_to[i];
@@ -470,12 +473,30 @@ void sim_schedule_intact(struct sim *sim, struct sim_worker *w, uint32_t piece) 
 
 /* ---- commit, failure, post ------------------------------------------------------------------- */
 
+/* Equal steps without faults and edits: what is fetched ahead is what comes next, so nothing crosses
+ * in vain, and what crosses does so once. The prompt's guess is of another prompt. */
+static void check_steady(struct sim *sim, const struct sim_worker *w,
+                         const struct kvt_counters *c) {
+    if (sim->world != SIM_STEADY || w->steady_requests < 3) {
+        return;
+    }
+    uint64_t crossed = w->crossed_bytes - w->crossed_before;
+    uint64_t vain = c->prefetch_discarded_bytes - w->vain_before;
+    if (vain != 0 || crossed != w->to_bytes) {
+        sim_fail(sim,
+                 "session %u: equal steps without a fault: %llu bytes have crossed, %llu were "
+                 "needed, %llu were fetched ahead in vain",
+                 w->session, (ull)crossed, (ull)w->to_bytes, (ull)vain);
+    }
+    sim->stats.steady_steps++;
+}
+
 /* Called when nothing is open and nothing is asked for: then the counters are those of what was
  * committed. After a failure they are whatever they are, and counting begins anew. */
 static void check_counters(struct sim *sim, struct sim_worker *w, uint64_t need_to,
                            uint64_t need_from, uint32_t cache) {
     struct kvt_cache_info info;
-    struct kvt_counters counters = counters_of(sim, w);
+    struct kvt_counters counters = sim_counters(sim, w);
     const struct kvt_counters *c = &counters;
     if (c->copied_on_write_bytes - w->schedule.copied_before < w->schedule.need_copied) {
         sim_fail(sim, "session %u: %llu bytes copied on write, at least %llu were to be",
@@ -488,6 +509,7 @@ static void check_counters(struct sim *sim, struct sim_worker *w, uint64_t need_
                  w->session, (ull)c->to_device_bytes, (ull)c->from_device_bytes, (ull)w->to_bytes,
                  (ull)w->from_bytes);
     }
+    check_steady(sim, w, c);
     w->counted = true;
     w->to_bytes = c->to_device_bytes;
     w->from_bytes = c->from_device_bytes;

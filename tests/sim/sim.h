@@ -67,6 +67,24 @@ enum sim_fault {
         SIM_FAULT_COUNT
 };
 
+/* What kind of world a run has. */
+enum sim_world {
+    SIM_ANY = 0, /* options: the seed decides */
+    SIM_ROUGH,   /* whatever can happen */
+    SIM_PLAIN,   /* no faults, no edits of rows */
+    SIM_STEADY,  /* besides: memory enough, a prompt and then equal steps, one cache a worker */
+};
+
+/* A device that reports success although bytes are wrong: one copy in a run. No rule of the engine
+ * sees that; the model must. */
+enum sim_lie {
+    SIM_HONEST = 0,
+    SIM_FLIPS_FILL,
+    SIM_TEARS_FILL,
+    SIM_FLIPS_WRITEBACK,
+    SIM_FLIPS_COPY
+};
+
 struct sim;
 struct sim_worker;
 
@@ -111,6 +129,7 @@ struct sim_copy {
     struct kvt_copy copy;
     uint64_t copied;
     uint64_t fail_at; /* bytes that are copied before it fails */
+    bool tears;       /* it stops there as well, and reports success */
     uint32_t parts_left;
 };
 
@@ -126,7 +145,8 @@ struct sim_op {
     uint64_t generation; /* FILL: the value that it posts */
     uint64_t gate;       /* what done[slot] must be; 0: nothing */
     uint64_t left_bytes; /* to be issued */
-    uint64_t *deps;      /* owned */
+    uint64_t copied_bytes;
+    uint64_t *deps; /* owned */
     uint32_t dep_count;
 };
 
@@ -164,7 +184,6 @@ struct sim_device {
     struct sim_report *reports; /* owned */
     uint32_t report_count, report_room;
     bool mail_due, pump_due, report_due; /* an event is on its way */
-    uint64_t fill_bytes;                 /* copied towards the device */
 };
 
 enum sim_chunk { SIM_CHUNK_ABSENT, SIM_CHUNK_GROWING, SIM_CHUNK_READY, SIM_CHUNK_SHRINKING };
@@ -196,6 +215,8 @@ struct sim_cache {
     uint32_t row_count;
     uint32_t rows_created; /* static: never more */
     struct sim_row rows[SIM_ROWS_MAX];
+    uint32_t steady_tokens; /* what each step appends to a row, behind the prompt */
+    uint32_t steady_steps;  /* of each request */
     bool may_move; /* forked, or a fork: the two share planes, and one of them must give way */
     /* Static: where each layer was when it was first seen; extent 0: not seen. */
     uint32_t static_extent[SIM_LAYERS_MAX];
@@ -277,9 +298,16 @@ struct sim_worker {
     bool liar;
     bool unchecked; /* evicted, or its device is lost: what it reads does not count */
     bool leaving;
-    bool goes;    /* leaves without closing its caches */
-    bool freed;   /* SESSION_FREED came */
-    bool counted; /* to_bytes and from_bytes are what the engine must have counted */
+    bool goes;                /* leaves without closing its caches */
+    bool freed;               /* SESSION_FREED came */
+    bool counted;             /* to_bytes and from_bytes are what the engine must have counted */
+    uint64_t crossed_bytes;   /* that fills have copied which a schedule names */
+    uint32_t steady_requests; /* steps asked for, in a steady world */
+    uint64_t vain_before;     /* when the third was: bytes fetched in vain behind the prompt */
+    uint64_t crossed_before;
+    struct {
+        uint64_t generation, bytes; /* the last fill that none has named when it was complete */
+    } guessed[KVT_SLOTS_MAX];
     uint64_t to_bytes;
     uint64_t from_bytes;
     bool stubborn;                 /* has left a RECLAIM without an answer */
@@ -320,6 +348,7 @@ struct sim_stats {
     uint64_t migrated_bytes;
     uint64_t copied_on_write_bytes;
     uint64_t discarded_bytes;
+    uint64_t steady_steps;
     uint64_t faults[SIM_FAULT_COUNT];
 };
 
@@ -327,6 +356,8 @@ struct sim_options {
     uint64_t seed;
     uint32_t steps; /* 0: random */
     uint64_t broken_rules;
+    uint32_t world; /* enum sim_world */
+    uint32_t lie;   /* enum sim_lie */
     bool trace;
 };
 
@@ -337,6 +368,9 @@ struct sim {
     uint64_t hash;
     struct sim_events events;
     struct sim_stats stats;
+    uint32_t world; /* enum sim_world, never SIM_ANY */
+    bool lied;      /* the device has, in this run */
+    bool lie_named; /* in a fill that an open schedule names: it will be read */
     uint32_t fault_per_mille[SIM_FAULT_COUNT];
     uint32_t check_every; /* events */
     struct kvt_engine_config config;
@@ -441,6 +475,7 @@ void sim_answer(struct sim *sim, const struct kvt_action *a);
 void sim_schedule_open(struct sim *sim, struct sim_worker *w, const struct sim_request *r,
                        const struct kvt_answer *answer);
 void sim_schedule_close(struct sim_worker *w);
+struct kvt_counters sim_counters(struct sim *sim, const struct sim_worker *w);
 void sim_schedule_committed(struct sim *sim, struct sim_worker *w, uint64_t value);
 void sim_schedule_failed(struct sim *sim, struct sim_worker *w, uint64_t value, uint32_t code);
 /* The worker has posted `step`. */

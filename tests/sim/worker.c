@@ -238,7 +238,8 @@ void sim_worker_cool(struct sim *sim, struct sim_worker *w) {
     if (w->hung && sim_chance(&sim->random, 500)) {
         resume(sim, w);
     }
-    if (w->hung || w->liar || w->stubborn || w->unchecked || sim_chance(&sim->random, 150)) {
+    bool dies = sim->world == SIM_ROUGH && sim_chance(&sim->random, 150);
+    if (w->hung || w->liar || w->stubborn || w->unchecked || dies) {
         worker_kill(sim, w);
     }
 }
@@ -381,7 +382,8 @@ static bool survives(struct sim *sim, struct sim_worker *w) {
 /* Done with everything: it closes its caches, or just goes. */
 static void leave(struct sim *sim, struct sim_worker *w) {
     struct sim_schedule *s = &w->schedule;
-    if (s->open && s->begun && !s->aborted && sim_chance(&sim->random, 100)) {
+    if (sim->world == SIM_ROUGH && s->open && s->begun && !s->aborted &&
+        sim_chance(&sim->random, 100)) {
         sim_request_abort(sim, w);
     }
     if (w->request_count > 0 || (s->open && !w->liar)) {

@@ -201,7 +201,7 @@ static void choose_faults(struct sim *sim) {
         [SIM_EVICTED] = 10,        [SIM_DEVICE_LOST] = 2,
     };
     struct sim_random *r = &sim->random;
-    if (sim_chance(r, 200)) {
+    if (sim->world != SIM_ROUGH || sim_chance(r, 150)) {
         return; /* none at all */
     }
     for (uint32_t f = 0; f < SIM_FAULT_COUNT; f++) {
@@ -222,8 +222,16 @@ static void choose_config(struct sim *sim) {
         d->piece_bytes = 4096 * sim_between(r, 1, 24);
         d->budget_bytes = d->granule_bytes * sim_between(r, 20, sim_chance(r, 500) ? 150 : 1000);
     }
+    if (sim->world == SIM_STEADY) {
+        for (uint32_t i = 0; i < c->device_count; i++) {
+            c->devices[i].budget_bytes = (uint64_t)64 << 20;
+        }
+    }
     c->host_chunk_bytes = 65536 * sim_between(r, 1, 6);
     c->host_budget_bytes = c->host_chunk_bytes * sim_between(r, 6, sim_chance(r, 300) ? 12 : 60);
+    if (sim->world == SIM_STEADY) {
+        c->host_budget_bytes = c->host_chunk_bytes * (((uint64_t)64 << 20) / c->host_chunk_bytes);
+    }
     c->block_tokens = sim_chance(r, 850) ? 256 : 512;
     c->sessions_max = (uint32_t)sim_between(r, 2, SIM_SESSIONS_MAX);
     c->caches_max = (uint32_t)sim_between(r, 4, 32);
@@ -247,6 +255,11 @@ static void on_cool(struct sim *sim, void *object, uint64_t value) {
 
 static void begin(struct sim *sim) {
     struct sim_random *r = &sim->random;
+    uint64_t world = sim_below(r, 1000);
+    sim->world = sim->options.world != SIM_ANY ? sim->options.world
+                 : world < 50                  ? SIM_PLAIN
+                 : world < 100                 ? SIM_STEADY
+                                               : SIM_ROUGH;
     choose_faults(sim);
     choose_config(sim);
     int rc = kvt_engine_create(&sim->config, &sim->engine);

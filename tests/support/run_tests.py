@@ -7,8 +7,9 @@ What is a test
     unit, process, crash, gpu   tests/<group>/test_*.c   its binary in build/<variant>/tests/<group>/
     process, crash, python,     tests/<group>/test_*.py  under pytest; each of its cases is counted
       gpu, lint                 tests/<group>/test_*.sh  under sh
-    sim                         build/<variant>/bin/kvtier-sim --seconds N; with release also
-                                build/mutant/bin/kvtier-sim --break-all, if it is built
+    sim                         build/<variant>/bin/kvtier-sim --seconds N, behind the seeds of
+                                tests/sim/seeds.txt; with release also each lie of the device
+                                (--lies) and build/mutant/bin/kvtier-sim --break-all, if built
     fuzz                        tests/fuzz/fuzz_*.c      its binary in build/fuzz/fuzz/, seeds in
                                                          tests/fuzz/corpus/<name>/
     "lint" also runs tests/support/test_*.py: the checkers are checked first.
@@ -136,8 +137,12 @@ class Runner:
             return []
         seconds = self.options.sim_seconds
         tests = [Test("sim/kvtier-sim", [os.path.join(self.build, "bin/kvtier-sim"),
-                                         "--seconds", str(seconds)],
+                                         "--seconds", str(seconds),
+                                         "--replay", os.path.join(ROOT, "tests/sim/seeds.txt")],
                       timeout_s=2 * seconds + TIMEOUT_S, kind="sim")]
+        if self.options.variant == "release":
+            tests.append(Test("sim/lies", [os.path.join(self.build, "bin/kvtier-sim"), "--lies",
+                                           "100", "--from", "1"], timeout_s=300, kind="sim"))
         mutant = os.path.join(ROOT, "build/mutant/bin/kvtier-sim")
         if self.options.variant == "release" and os.path.exists(mutant):
             tests.append(Test("sim/rules", [mutant, "--break-all", "--from", "1"], timeout_s=300,

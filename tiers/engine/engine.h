@@ -324,7 +324,8 @@ enum kvt_broken_rule {
     KVT_BREAK_RESIDENT_NOT_NESTED = 26,        /* engine: any layer leaves, not the last one */
     KVT_BREAK_STATIC_SLOTS_WANDER = 27,        /* engine: slots go on where the last step ended */
     KVT_BREAK_STATIC_PLANES_WANDER = 28,       /* engine: exchanged rows get other planes */
-    KVT_BREAK_RULES_COUNT = 29,
+    KVT_BREAK_PREFETCH_UNUSED = 29,            /* engine: what was fetched ahead is fetched again */
+    KVT_BREAK_RULES_COUNT = 30,
 };
 
 void kvt_engine_break_rules(struct kvt_engine *e, uint64_t rules);

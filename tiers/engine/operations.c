@@ -340,8 +340,9 @@ static bool piece_matches(const struct build *b, const struct pieces *p,
 
 static bool guess_is_usable(const struct build *b) {
     const struct guess *g = &b->s->guess;
-    return g->active && (KVT_BROKEN(b->e->rules, KVT_BREAK_KEEP_STALE_PREFETCH) ||
-                         (g->cache == b->c->id && g->version == b->c->version));
+    return g->active && !KVT_BROKEN(b->e->rules, KVT_BREAK_PREFETCH_UNUSED) &&
+           (KVT_BROKEN(b->e->rules, KVT_BREAK_KEEP_STALE_PREFETCH) ||
+            (g->cache == b->c->id && g->version == b->c->version));
 }
 
 /* Uses the guess's piece `at` for `piece`, if it serves it. */

@@ -381,9 +381,10 @@ static int steps_build(struct kvt_engine *e, struct schedule *sc, struct pieces 
     return rc;
 }
 
-/* Pieces of the step that will probably come next: the same rows append as much again. NULL lengths
- * do not fit: no guess. */
-static bool guess_pieces(struct kvt_engine *e, struct session *s, struct pieces *next) {
+/* Pieces of the step that will probably come next: the same rows append as much again, in as many
+ * steps as were asked for. If that does not fit, the next slots will be larger: no guess. */
+static bool guess_pieces(struct kvt_engine *e, struct session *s, uint32_t asked,
+                         struct pieces *next) {
     struct schedule *sc = &s->schedule;
     struct cache *c = sc->cache;
     if (s->slot_count == 0 || sc->row_count == 0) {
@@ -392,13 +393,12 @@ static bool guess_pieces(struct kvt_engine *e, struct session *s, struct pieces 
     uint32_t *lengths = malloc(sc->row_count * sizeof(*lengths));
     bool fits = lengths != NULL;
     uint64_t limit = c->tokens_max != 0 ? c->tokens_max : KVT_TOKENS_MAX;
-    if (!family_is_segment(e, c->family) && c->capacity < limit) {
-        limit = c->capacity;
-    }
+    uint64_t room = family_is_segment(e, c->family) ? limit : c->capacity;
     for (uint32_t i = 0; i < sc->row_count && fits; i++) {
         uint64_t length = sc->lengths[i] + (uint64_t)sc->steps * sc->tokens[i];
         lengths[i] = (uint32_t)length;
-        fits = length + sc->tokens[i] <= limit;
+        uint64_t ahead = length + (uint64_t)asked * sc->tokens[i];
+        fits = length + sc->tokens[i] <= limit && (ahead < limit ? ahead : limit) <= room;
     }
     struct step_shape shape = {.rows = sc->rows,
                                .lengths = lengths,
@@ -465,7 +465,7 @@ int schedule_open(struct kvt_engine *e, struct session *s, struct step_plan *pla
         KVT_ASSERT(rc == 0);
     }
     if (rc == 0) {
-        bool guess = guess_pieces(e, s, &next);
+        bool guess = guess_pieces(e, s, planned, &next);
         rc = programs_emit(e, s, steps, guess ? &next : NULL);
     }
     if (rc == 0) {
