@@ -333,7 +333,10 @@ void kvt_ctl_json_bool(struct kvt_ctl_json *j, const char *name, bool value) {
 
 void kvt_ctl_json_letters(struct kvt_ctl_json *j, const char *name, const uint8_t *letters,
                           size_t count) {
-    char *text = count > 0 ? strndup((const char *)letters, count) : NULL;
+    char *text = calloc(count + 1, 1);
+    if (text != NULL && count > 0) {
+        memcpy(text, letters, count);
+    }
     kvt_ctl_json_string(j, name, text);
     free(text);
 }
