@@ -307,6 +307,13 @@ static int check_device(struct parser *p, struct kvt_config_device *d) {
     if (d->piece_bytes == 0) {
         d->piece_bytes = clamp_size(d->budget_bytes / 16, UINT64_C(64) << 10, UINT64_C(16) << 20);
     }
+    if (d->worker_max_bytes == 0) {
+        d->worker_max_bytes = d->budget_bytes;
+    }
+    if (d->worker_max_bytes > d->budget_bytes) {
+        return fail(p, "[device %s] worker_max = %s: larger than the budget of %s", d->name,
+                    kvt_size_exact(d->worker_max_bytes, a), kvt_size_exact(d->budget_bytes, b));
+    }
     if (d->extent_bytes > d->budget_bytes) {
         return fail(p, "[device %s] extent_size = %s: larger than the budget of %s", d->name,
                     kvt_size_exact(d->extent_bytes, a), kvt_size_exact(d->budget_bytes, b));
@@ -330,6 +337,14 @@ static int check_together(struct parser *p) {
     if (c->host_chunk_bytes > c->host_budget_bytes) {
         return fail(p, "[host] chunk = %s: larger than the budget of %s",
                     kvt_size_exact(c->host_chunk_bytes, a),
+                    kvt_size_exact(c->host_budget_bytes, b));
+    }
+    if (c->host_worker_max_bytes == 0) {
+        c->host_worker_max_bytes = c->host_budget_bytes;
+    }
+    if (c->host_worker_max_bytes > c->host_budget_bytes) {
+        return fail(p, "[host] worker_max = %s: larger than the budget of %s",
+                    kvt_size_exact(c->host_worker_max_bytes, a),
                     kvt_size_exact(c->host_budget_bytes, b));
     }
     for (uint32_t i = 0; i < c->device_count; i++) {

@@ -28,8 +28,9 @@ struct kvt_config_device {
     uint32_t driver;              /* index into the choices: see kvt_config_driver_name */
     uint8_t uuid[KVT_UUID_BYTES]; /* all zero: the driver's or one made from the name */
     uint64_t budget_bytes;
-    uint64_t extent_bytes; /* never 0 after kvt_config_load */
-    uint64_t piece_bytes;  /* never 0 after kvt_config_load */
+    uint64_t worker_max_bytes; /* never 0 after kvt_config_load */
+    uint64_t extent_bytes;     /* never 0 after kvt_config_load */
+    uint64_t piece_bytes;      /* never 0 after kvt_config_load */
     uint64_t cut_bytes;
     uint64_t quantum_bytes;
     uint32_t copies_max;
@@ -56,6 +57,7 @@ struct kvt_config {
     char plugin_dir[KVT_CONFIG_TEXT_BYTES];
     /* [host] */
     uint64_t host_budget_bytes;
+    uint64_t host_worker_max_bytes; /* never 0 after kvt_config_load */
     uint64_t host_chunk_bytes;
     uint32_t host_touch_threads;
     /* [device NAME], in the order of the file */

@@ -151,6 +151,15 @@ const struct kvt_option kvt_options[] = {
      .value = "1GiB",
      .prose = "Host memory for caches, never exceeded."},
     {.section = KVT_SECTION_HOST,
+     .name = "worker_max",
+     .type = KVT_OPTION_SIZE_AUTO,
+     .offset = AT(host_worker_max_bytes),
+     .min = KIB(64),
+     .max = TIB(64),
+     .value = "auto",
+     .prose = "Host memory that one worker may hold, so that it leaves some to the others. Not "
+              "larger than the budget. auto: all of it."},
+    {.section = KVT_SECTION_HOST,
      .name = "chunk",
      .type = KVT_OPTION_SIZE,
      .offset = AT(host_chunk_bytes),
@@ -191,6 +200,16 @@ const struct kvt_option kvt_options[] = {
      .value = "256MiB",
      .prose = "Device memory for caches, never exceeded; memory that dead or stopped workers still "
               "pin is counted."},
+    {.section = KVT_SECTION_DEVICE,
+     .name = "worker_max",
+     .type = KVT_OPTION_SIZE_AUTO,
+     .offset = AT_DEVICE(worker_max_bytes),
+     .min = KIB(64),
+     .max = TIB(64),
+     .value = "auto",
+     .prose =
+         "Device memory that one worker may hold, so that it leaves some to the others. Beyond "
+         "it only its own layers give way. Not larger than the budget. auto: all of it."},
     {.section = KVT_SECTION_DEVICE,
      .name = "extent_size",
      .type = KVT_OPTION_SIZE_AUTO,

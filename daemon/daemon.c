@@ -171,6 +171,7 @@ static int create_engine(struct kvt_daemon *d) {
     struct kvt_engine_config e = {
         .device_count = c->device_count,
         .host_budget_bytes = c->host_budget_bytes,
+        .host_worker_max_bytes = c->host_worker_max_bytes,
         .host_chunk_bytes = c->host_chunk_bytes,
         .block_tokens = c->block_tokens,
         .sessions_max = c->sessions_max,
@@ -181,6 +182,7 @@ static int create_engine(struct kvt_daemon *d) {
     for (uint32_t i = 0; i < c->device_count; i++) {
         e.devices[i] = (struct kvt_engine_device){
             .budget_bytes = c->devices[i].budget_bytes,
+            .worker_max_bytes = c->devices[i].worker_max_bytes,
             .granule_bytes = kvt_device_info(d->tiers.devices[i].device)->granule_bytes,
             .extent_bytes = c->devices[i].extent_bytes,
             .piece_bytes = c->devices[i].piece_bytes,

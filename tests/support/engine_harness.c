@@ -343,6 +343,7 @@ void kvth_start(struct kvth *h, const struct kvth_config *c) {
     uint64_t host = c->host_budget_bytes != 0 ? c->host_budget_bytes : 4u << 20;
     struct kvt_engine_config config = {.device_count = c->devices != 0 ? c->devices : 1,
                                        .host_budget_bytes = host,
+                                       .host_worker_max_bytes = c->host_worker_max_bytes,
                                        .host_chunk_bytes = 64u << 10,
                                        .block_tokens = KVTH_BLOCK,
                                        .sessions_max = KVTH_SESSIONS,
@@ -357,6 +358,7 @@ void kvth_start(struct kvth *h, const struct kvth_config *c) {
     for (uint32_t d = 0; d < config.device_count; d++) {
         config.devices[d] = (struct kvt_engine_device){
             .budget_bytes = c->device_budget_bytes != 0 ? c->device_budget_bytes : 1u << 20,
+            .worker_max_bytes = c->device_worker_max_bytes,
             .granule_bytes = 4096,
             .extent_bytes = c->extent_bytes != 0 ? c->extent_bytes : 64u << 10,
             .piece_bytes = c->piece_bytes != 0 ? c->piece_bytes : KVTH_LAYER_BLOCK};

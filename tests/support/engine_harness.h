@@ -130,6 +130,8 @@ struct kvth {
 struct kvth_config {
     uint64_t device_budget_bytes;
     uint64_t host_budget_bytes;
+    uint64_t device_worker_max_bytes;
+    uint64_t host_worker_max_bytes;
     uint64_t extent_bytes;
     uint64_t piece_bytes;
     uint64_t ring_bytes;

@@ -227,7 +227,8 @@ static void test_errors(void) {
             "f.conf:2: [daemon] runtime_dir = run: the value is not an absolute path; accepted: "
             "an absolute path of at most 255 bytes");
     refused("[host]\nbudgets = 1GiB\n",
-            "f.conf:2: [host] budgets: unknown option; accepted: budget, chunk, touch_threads");
+            "f.conf:2: [host] budgets: unknown option; accepted: budget, worker_max, chunk, "
+            "touch_threads");
     refused("[hosts]\n", "f.conf:1: [hosts]: unknown section; accepted: [daemon], [host], [device "
                          "NAME]");
     refused("[host]\nbudget = 1GiB\nbudget = 2GiB\n",
@@ -244,6 +245,10 @@ static void test_errors(void) {
             "configuration: [host] chunk = 100KiB: not a multiple of 64KiB");
     refused("[host]\nchunk = 2MiB\nbudget = 1MiB\n",
             "configuration: [host] chunk = 2MiB: larger than the budget of 1MiB");
+    refused("[host]\nworker_max = 2GiB\n",
+            "configuration: [host] worker_max = 2GiB: larger than the budget of 1GiB");
+    refused("[device a]\nworker_max = 2MiB\nbudget = 1MiB\n",
+            "configuration: [device a] worker_max = 2MiB: larger than the budget of 1MiB");
     refused("[device a]\npiece_size = 2MiB\nbudget = 1MiB\n",
             "configuration: [device a] piece_size = 2MiB: larger than the budget of 1MiB");
     refused("[device a]\nextent_size = 2MiB\nbudget = 1MiB\n",

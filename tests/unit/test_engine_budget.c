@@ -88,6 +88,44 @@ static void test_host_refusal_names_budget_and_need(void) {
     kvth_stop(&h);
 }
 
+/* A worker's own limit: beyond it its own layers leave, and nobody else's, though the budget has
+ * room and others have more; and what it cannot give itself is refused, naming the limit. */
+static void test_a_worker_stays_within_its_limit(void) {
+    struct kvth_config c = {.device_worker_max_bytes = 256u << 10,
+                            .host_worker_max_bytes = 192u << 10,
+                            .extent_bytes = 16u << 10};
+    kvth_start(&h, &c);
+    uint32_t other = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvth_cache *b = create(other, LAYERS, KVT_MODE_DYNAMIC, 1);
+    kvth_step(&h, b, 3000, 1);
+    CU_ASSERT_EQUAL(resident(b), LAYERS);
+    uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvth_cache *a = create(s, LAYERS, KVT_MODE_DYNAMIC, 1);
+    while (resident(a) == LAYERS) {
+        kvth_step(&h, a, 500, 1);
+    }
+    CU_ASSERT_EQUAL(resident(b), LAYERS);
+    CU_ASSERT_TRUE(kvth_device_used(&h) < 512u << 10);
+    uint32_t at_least = info_of(a).tokens_longest;
+    struct kvt_layout layout = kvth_layout(LAYERS);
+    struct kvt_cache_options o = kvth_options(KVT_MODE_STATIC, 8);
+    struct kvt_request r = {
+        .kind = KVT_REQUEST_CREATE, .session = s, .layout = &layout, .options = &o};
+    REFUSED(kvth_ask(&h, &r), KVT_EQUOTA, "create: device memory", "of the 262144 that one worker",
+            "raise [device NAME] worker_max", "or use an offloaded mode");
+    REFUSED(step(a, 4096), KVT_EQUOTA, "step: ", "that one worker may; raise [");
+    struct kvth_cache *d = create(s, LAYERS, KVT_MODE_OFFLOADED, 1);
+    REFUSED(step(d, 4096), KVT_EQUOTA, "step: host memory", "of the 196608 that one worker",
+            "raise [host] worker_max");
+    CU_ASSERT_EQUAL(resident(b), LAYERS);
+    CU_ASSERT_EQUAL(info_of(a).tokens_longest, at_least);
+    kvth_step(&h, a, 1, 1);
+    kvth_step(&h, b, 1, 1);
+    kvth_leave(&h, s);
+    kvth_leave(&h, other);
+    kvth_stop(&h);
+}
+
 /* Fewer steps than asked for, when there is room for one only. */
 static void test_steps_ahead_shrink_to_what_there_is(void) {
     struct kvth_config c = {.host_budget_bytes = 128u << 10};
@@ -497,6 +535,7 @@ int main(void) {
     CU_TestInfo tests[] = {
         {"a device refusal names budget and need", test_device_refusal_names_budget_and_need},
         {"a host refusal names budget and need", test_host_refusal_names_budget_and_need},
+        {"a worker stays within its limit", test_a_worker_stays_within_its_limit},
         {"steps ahead shrink to what there is", test_steps_ahead_shrink_to_what_there_is},
         {"a refused step keeps the slots", test_refused_step_keeps_the_slots},
         {"a small ring", test_small_ring},

@@ -79,11 +79,18 @@ void demote_progress(struct kvt_engine *e, struct session *s) {
     e->epoch++;
 }
 
+/* Whether `s` may be asked for what `asking` lacks: anybody on the device for its budget, and only
+ * `asking` itself for its own limit. */
+static bool may_give(const struct kvt_engine *e, const struct session *s,
+                     const struct session *asking) {
+    return s->in_use && !s->hung && s->device == asking->device && (!e->short_own || s == asking);
+}
+
 static struct session *idle_victim(struct kvt_engine *e, const struct session *asking) {
     struct session *oldest = NULL;
     for (uint32_t i = 0; i < e->config.sessions_max; i++) {
         struct session *s = &e->sessions[i];
-        if (s != asking && s->device == asking->device && session_is_idle(e, s) &&
+        if (s != asking && may_give(e, s, asking) && session_is_idle(e, s) &&
             session_has_demotable(e, s) &&
             (oldest == NULL || s->last_step_ms < oldest->last_step_ms)) {
             oldest = s;
@@ -106,7 +113,7 @@ static struct family *fattest_family(struct kvt_engine *e, const struct session 
     struct family *fattest = NULL;
     for (uint32_t i = 0; i < e->config.sessions_max; i++) {
         const struct session *s = &e->sessions[i];
-        if (!s->in_use || s->hung || s->device != asking->device || s->demote_failed ||
+        if (!may_give(e, s, asking) || s->demote_failed ||
             (s->schedule.phase != PHASE_NONE) != open) {
             continue;
         }
@@ -124,11 +131,8 @@ static struct family *fattest_family(struct kvt_engine *e, const struct session 
 static bool somebody_was_asked(const struct kvt_engine *e, const struct session *asking) {
     for (uint32_t i = 0; i < e->config.sessions_max; i++) {
         const struct session *s = &e->sessions[i];
-        if (!s->in_use || s->hung || s->device != asking->device) {
-            continue;
-        }
         struct family *f;
-        for (uint32_t at = 0; (f = session_family(e, s, &at)) != NULL;) {
+        for (uint32_t at = 0; may_give(e, s, asking) && (f = session_family(e, s, &at)) != NULL;) {
             if (f->demote_wanted > 0) {
                 return true;
             }
@@ -140,8 +144,7 @@ static bool somebody_was_asked(const struct kvt_engine *e, const struct session 
 static bool layers_are_leaving(const struct kvt_engine *e, const struct session *asking) {
     for (uint32_t i = 0; i < e->config.sessions_max; i++) {
         const struct session *s = &e->sessions[i];
-        if (s->in_use && !s->hung && s->device == asking->device &&
-            s->schedule.phase == PHASE_NONE &&
+        if (may_give(e, s, asking) && s->schedule.phase == PHASE_NONE &&
             (s->demoting || (s->migration.family != NULL && s->migration.to_host))) {
             return true;
         }
@@ -151,25 +154,31 @@ static bool layers_are_leaving(const struct kvt_engine *e, const struct session 
 
 static void say_why(const struct kvt_engine *e, const struct session *s, const struct cache *c,
                     const char *what, char *text) {
-    if (e->short_tier == KVT_TIER_HOST) {
+    bool host = e->short_tier == KVT_TIER_HOST;
+    const struct device *d = &e->devices[s->device];
+    uint64_t used = host ? e->host.used_bytes : d->used_bytes;
+    uint64_t own = host ? s->host_bytes : s->device_bytes;
+    uint64_t budget = host ? e->config.host_budget_bytes : d->config.budget_bytes;
+    uint64_t own_max = host ? e->config.host_worker_max_bytes : d->config.worker_max_bytes;
+    const char *tail = host                                 ? " or shorten the context"
+                       : c->family->mode == KVT_MODE_STATIC ? ", or use an offloaded mode"
+                                                            : ", or take fewer rows or tokens";
+    if (e->short_own) {
         kvt_text_format(text, KVT_TEXT_BYTES,
-                        "%s: host memory: %llu bytes more are needed, %llu of the budget of %llu "
-                        "are in use; raise [host] budget, close a cache or shorten the context",
-                        what, (unsigned long long)e->short_bytes,
-                        (unsigned long long)e->host.used_bytes,
-                        (unsigned long long)e->config.host_budget_bytes);
+                        "%s: %s memory: %llu bytes more are needed, and this worker holds %llu of "
+                        "the %llu that one worker may; raise [%s] worker_max, close a cache%s",
+                        what, host ? "host" : "device", (unsigned long long)e->short_bytes,
+                        (unsigned long long)own, (unsigned long long)own_max,
+                        host ? "host" : "device NAME", tail);
         return;
     }
-    const struct device *d = &e->devices[s->device];
-    kvt_text_format(
-        text, KVT_TEXT_BYTES,
-        "%s: device memory: %llu bytes more are needed, %llu of the budget of %llu are "
-        "in use (%llu by this worker) and none can be moved to the host; raise the device's "
-        "budget, close a cache%s",
-        what, (unsigned long long)e->short_bytes, (unsigned long long)d->used_bytes,
-        (unsigned long long)d->config.budget_bytes, (unsigned long long)s->device_bytes,
-        c->family->mode == KVT_MODE_STATIC ? ", or use an offloaded mode"
-                                           : ", or take fewer rows or tokens");
+    kvt_text_format(text, KVT_TEXT_BYTES,
+                    "%s: %s memory: %llu bytes more are needed, %llu of the budget of %llu are in "
+                    "use (%llu by this worker)%s; raise %s budget, close a cache%s",
+                    what, host ? "host" : "device", (unsigned long long)e->short_bytes,
+                    (unsigned long long)used, (unsigned long long)budget, (unsigned long long)own,
+                    host ? "" : " and none can be moved to the host",
+                    host ? "[host]" : "the device's", tail);
 }
 
 /* Memory is on its way: what the session has gathered meanwhile may be given back for another size. */
@@ -189,8 +198,8 @@ int memory_take(struct kvt_engine *e, struct session *s, struct cache *c, const 
     if (own_empty_give_back(e, s) || layers_are_leaving(e, s)) {
         return KVT_WAIT;
     }
-    uint32_t tier = e->short_tier;
     uint64_t bytes = e->short_bytes;
+    bool own = e->short_own;
     struct session *idle = idle_victim(e, s);
     if (idle != NULL) {
         idle->demoting = true;
@@ -201,6 +210,9 @@ int memory_take(struct kvt_engine *e, struct session *s, struct cache *c, const 
     if (f != NULL && demote_layer(e, &e->sessions[f->session], f) == KVT_WAIT) {
         return wait_for_memory(s);
     }
+    e->short_tier = KVT_TIER_GPU; /* demoting may have found the host short */
+    e->short_bytes = bytes;
+    e->short_own = own;
     /* Of those in a schedule one is asked at a time, the next when it has not answered for long:
      * it may be stopped. */
     struct device *d = &e->devices[s->device];
@@ -218,8 +230,6 @@ int memory_take(struct kvt_engine *e, struct session *s, struct cache *c, const 
     if (somebody_was_asked(e, s) || dev_hoped_for(e, s)) {
         return KVT_WAIT; /* until the request's deadline */
     }
-    e->short_tier = tier;
-    e->short_bytes = bytes;
     say_why(e, s, c, what, text);
     return -KVT_EQUOTA;
 }

@@ -67,9 +67,8 @@ static void group_free(struct kvt_engine *e, struct group *g) {
     for (uint32_t l = 0; l < f->layer_count; l++) {
         uint64_t bytes = group_layer_bytes(e, f, g->block_count, l);
         if (g->host[l] != KVT_NOWHERE) {
-            host_free(e, g->host[l], bytes);
+            host_free(e, s, g->host[l], bytes);
             f->host_bytes -= bytes;
-            s->host_bytes -= bytes;
         }
         if (g->gpu != NULL && g->gpu[l].extent != 0) {
             dev_free(e, g->gpu[l], bytes);
@@ -137,10 +136,9 @@ static int group_create(struct kvt_engine *e, struct family *f, uint32_t blocks,
         uint64_t bytes = group_layer_bytes(e, f, blocks, l);
         int rc = KVT_READY;
         if (!f->resident[l]) {
-            rc = host_alloc(e, bytes, &g->host[l]);
+            rc = host_alloc(e, s, bytes, &g->host[l]);
             if (rc == KVT_READY) {
                 f->host_bytes += bytes;
-                s->host_bytes += bytes;
             }
         } else if (g->gpu != NULL) {
             rc = dev_alloc(e, s, bytes, &g->gpu[l]);

@@ -229,19 +229,6 @@ static void cache_free(struct kvt_engine *e, struct cache *c) {
     free(c);
 }
 
-/* How many layers are resident at first. An offloaded cache keeps what it was told to keep. */
-static uint32_t resident_at_first(const struct family *f) {
-    bool offloaded = mode_is_offloaded(f->mode);
-    uint32_t most = f->resident_layers_max;
-    if (most == UINT32_MAX) {
-        most = offloaded ? 0 : f->layer_count;
-    }
-    if (f->mode == KVT_MODE_STATIC) {
-        most = f->layer_count;
-    }
-    return most < f->layer_count ? most : f->layer_count;
-}
-
 /* All memory that CREATE promises: slots, and everything of a static cache. */
 static int create_memory(struct kvt_engine *e, struct session *s, struct cache *c) {
     struct family *f = c->family;
@@ -279,7 +266,7 @@ int cache_create(struct kvt_engine *e, struct session *s, const struct kvt_reque
         return -KVT_ENOMEM;
     }
     f->piece_tokens = plan_piece_tokens(e, f->layers, f->layer_count, s->device, o->piece_tokens);
-    f->resident_count = resident_at_first(f);
+    f->resident_count = resident_layers_most(f->mode, f->layer_count, f->resident_layers_max);
     for (uint32_t i = 0; i < f->resident_count; i++) {
         f->resident[f->priority[i]] = true;
     }

@@ -47,6 +47,22 @@ static void check_extents(struct check *c) {
     }
 }
 
+static void check_sessions(struct check *c) {
+    const struct kvt_engine *e = c->e;
+    for (uint32_t i = 0; i < e->config.sessions_max; i++) {
+        const struct session *s = &e->sessions[i];
+        if (!s->in_use) {
+            continue;
+        }
+        uint64_t most = e->devices[s->device].config.worker_max_bytes;
+        EXPECT(c, s->device_bytes <= most, "session %u: %llu device bytes of the %llu it may hold",
+               i, ULL(s->device_bytes), ULL(most));
+        EXPECT(c, s->host_bytes <= e->config.host_worker_max_bytes,
+               "session %u: %llu host bytes of the %llu it may hold", i, ULL(s->host_bytes),
+               ULL(e->config.host_worker_max_bytes));
+    }
+}
+
 static void check_host(struct check *c) {
     const struct host *h = &c->e->host;
     uint64_t ready = 0;
@@ -209,6 +225,7 @@ static void check_session(struct check *c, const struct session *s) {
 int kvt_engine_check(const struct kvt_engine *e, char *text, uint32_t size) {
     struct check c = {.e = e, .text = text, .size = size};
     check_extents(&c);
+    check_sessions(&c);
     check_host(&c);
     for (uint32_t i = 0; i < e->config.sessions_max; i++) {
         if (e->sessions[i].in_use) {

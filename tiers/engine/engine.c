@@ -98,6 +98,12 @@ static bool config_is_valid(const struct kvt_engine_config *c) {
     return valid;
 }
 
+static void limit_default(uint64_t *limit, uint64_t budget) {
+    if (*limit == 0 || *limit > budget) {
+        *limit = budget;
+    }
+}
+
 int kvt_engine_create(const struct kvt_engine_config *config, struct kvt_engine **out) {
     if (!config_is_valid(config)) {
         return -KVT_EINVAL;
@@ -107,6 +113,7 @@ int kvt_engine_create(const struct kvt_engine_config *config, struct kvt_engine 
         return -KVT_ENOMEM;
     }
     e->config = *config;
+    limit_default(&e->config.host_worker_max_bytes, config->host_budget_bytes);
     e->host.chunk_bytes = config->host_chunk_bytes;
     e->host.chunk_count = (uint32_t)(config->host_budget_bytes / config->host_chunk_bytes);
     e->host.chunks = calloc(e->host.chunk_count + 1, 1);
@@ -119,6 +126,7 @@ int kvt_engine_create(const struct kvt_engine_config *config, struct kvt_engine 
     kvt_ranges_init(&e->host.space);
     for (uint32_t i = 0; i < config->device_count; i++) {
         e->devices[i].config = config->devices[i];
+        limit_default(&e->devices[i].config.worker_max_bytes, config->devices[i].budget_bytes);
     }
     uint64_t budgets = config->host_budget_bytes;
     for (uint32_t i = 0; i < config->device_count; i++) {

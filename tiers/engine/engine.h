@@ -21,17 +21,19 @@ struct kvt_engine;
 
 struct kvt_engine_device {
     uint64_t budget_bytes;
-    uint64_t granule_bytes; /* extents are whole multiples: 4 KiB (cpu), 2 MiB (cuda) */
-    uint64_t extent_bytes;  /* size of an extent that packs small things */
-    uint64_t piece_bytes;   /* default size of a segment worker's streamed piece */
+    uint64_t worker_max_bytes; /* that one session may hold; 0: the budget */
+    uint64_t granule_bytes;    /* extents are whole multiples: 4 KiB (cpu), 2 MiB (cuda) */
+    uint64_t extent_bytes;     /* size of an extent that packs small things */
+    uint64_t piece_bytes;      /* default size of a segment worker's streamed piece */
 };
 
 struct kvt_engine_config {
     uint32_t device_count;
     struct kvt_engine_device devices[KVT_DEVICES_MAX];
     uint64_t host_budget_bytes;
-    uint64_t host_chunk_bytes; /* the host arena grows and shrinks by whole chunks */
-    uint32_t block_tokens;     /* 256 */
+    uint64_t host_worker_max_bytes; /* that one session may hold; 0: the budget */
+    uint64_t host_chunk_bytes;      /* the host arena grows and shrinks by whole chunks */
+    uint32_t block_tokens;          /* 256 */
     uint32_t sessions_max;
     uint32_t caches_max;    /* of the daemon */
     uint32_t idle_after_ms; /* a session without an open step for so long is idle */

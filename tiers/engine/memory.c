@@ -38,6 +38,7 @@ static int extent_create(struct kvt_engine *e, struct session *s, uint64_t bytes
     if (x == NULL) { /* as good as no memory: fewer and larger places would help */
         e->short_tier = KVT_TIER_GPU;
         e->short_bytes = bytes;
+        e->short_own = false;
         return -KVT_EQUOTA;
     }
     uint32_t index = (uint32_t)(x - e->extents);
@@ -65,7 +66,9 @@ uint64_t dev_available(const struct kvt_engine *e, const struct session *s) {
     if (d->full || d->lost) {
         return 0;
     }
-    return d->config.budget_bytes - d->used_bytes;
+    uint64_t of_device = d->config.budget_bytes - d->used_bytes;
+    uint64_t of_session = d->config.worker_max_bytes - s->device_bytes;
+    return of_device < of_session ? of_device : of_session;
 }
 
 static void extent_destroy(struct kvt_engine *e, struct extent *x) {
@@ -94,14 +97,15 @@ static void extent_give_back(struct kvt_engine *e, struct extent *x) {
 }
 
 /* Whether memory will come by itself and soon: an extent that the session has asked for, one that is
- * being destroyed, one that a worker was asked for just now. */
+ * being destroyed, one that a worker was asked for just now. If the session's own limit is what is
+ * short (e->short_own) only its own extents count. */
 static bool dev_pending(const struct kvt_engine *e, const struct session *s) {
     for (uint32_t i = 1; i < e->extent_top; i++) {
         const struct extent *x = &e->extents[i];
-        if (x->state == 0 || x->device != s->device) {
+        const struct session *owner = &e->sessions[x->session];
+        if (x->state == 0 || x->device != s->device || (e->short_own && owner != s)) {
             continue;
         }
-        const struct session *owner = &e->sessions[x->session];
         bool asked_now =
             x->state == EXTENT_RECLAIMING && !owner->hung && e->now_ms - x->since_ms < ASK_AGAIN_MS;
         bool swept_now = x->state == EXTENT_LIVE && x->live_bytes == 0 && !owner->hung &&
@@ -119,10 +123,10 @@ static bool dev_pending(const struct kvt_engine *e, const struct session *s) {
 bool dev_hoped_for(const struct kvt_engine *e, const struct session *s) {
     for (uint32_t i = 1; i < e->extent_top; i++) {
         const struct extent *x = &e->extents[i];
-        if (x->state == 0 || x->device != s->device) {
+        const struct session *owner = &e->sessions[x->session];
+        if (x->state == 0 || x->device != s->device || (e->short_own && owner != s)) {
             continue;
         }
-        const struct session *owner = &e->sessions[x->session];
         if (x->state == EXTENT_RECLAIMING || owner->hung ||
             (owner != s &&
              (x->state == EXTENT_CREATING || (x->state == EXTENT_LIVE && x->live_bytes == 0)))) {
@@ -197,12 +201,20 @@ void dev_pass_begin(struct kvt_engine *e, struct session *s) {
     }
 }
 
+/* Notes what is short: the session's own limit, or else the budget. */
+static int dev_short(struct kvt_engine *e, const struct session *s, uint64_t bytes) {
+    e->short_tier = KVT_TIER_GPU;
+    e->short_bytes = bytes;
+    const struct kvt_engine_device *c = &e->devices[s->device].config;
+    e->short_own =
+        c->worker_max_bytes < c->budget_bytes && bytes > c->worker_max_bytes - s->device_bytes;
+    return -KVT_EQUOTA;
+}
+
 int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct dev_place *out) {
     KVT_ASSERT(bytes > 0);
-    if (bytes > e->devices[s->device].config.budget_bytes) {
-        e->short_tier = KVT_TIER_GPU;
-        e->short_bytes = bytes;
-        return -KVT_EQUOTA;
+    if (bytes > e->devices[s->device].config.worker_max_bytes) {
+        return dev_short(e, s, bytes);
     }
     bytes = round_up(bytes, KVT_ALIGN_BYTES);
     int rc = dev_alloc_live(e, s, bytes, out);
@@ -228,15 +240,8 @@ int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct de
         }
         return rc;
     }
-    if (own_empty_give_back(e, s)) {
-        return KVT_WAIT;
-    }
-    if (dev_pending(e, s)) {
-        return KVT_WAIT;
-    }
-    e->short_tier = KVT_TIER_GPU;
-    e->short_bytes = bytes;
-    return -KVT_EQUOTA;
+    rc = dev_short(e, s, bytes);
+    return own_empty_give_back(e, s) || dev_pending(e, s) ? KVT_WAIT : rc;
 }
 
 /* One extent for several places that will be allocated next, so that they can trade places later.
@@ -244,8 +249,8 @@ int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct de
 int dev_reserve(struct kvt_engine *e, struct session *s, uint64_t bytes) {
     const struct device *d = &e->devices[s->device];
     struct dev_place whole;
-    if (bytes > d->config.budget_bytes || dev_alloc_live(e, s, bytes, &whole) == KVT_READY) {
-        if (bytes <= d->config.budget_bytes) {
+    if (bytes > d->config.worker_max_bytes || dev_alloc_live(e, s, bytes, &whole) == KVT_READY) {
+        if (bytes <= d->config.worker_max_bytes) {
             dev_free(e, whole, bytes);
         }
         return KVT_READY;
@@ -389,34 +394,31 @@ static bool host_grow_one(struct kvt_engine *e) {
     return false;
 }
 
-int host_alloc(struct kvt_engine *e, uint64_t bytes, uint64_t *offset) {
+int host_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, uint64_t *offset) {
     struct host *h = &e->host;
     KVT_ASSERT(bytes > 0);
-    if (bytes > e->config.host_budget_bytes) {
-        e->short_tier = KVT_TIER_HOST;
-        e->short_bytes = bytes;
-        return -KVT_EQUOTA;
-    }
     bytes = round_up(bytes, KVT_ALIGN_BYTES);
-    int rc = kvt_ranges_alloc(&h->space, bytes, KVT_ALIGN_BYTES, offset);
+    const struct kvt_engine_config *c = &e->config;
+    bool over = bytes > c->host_worker_max_bytes - s->host_bytes;
+    bool own = over && c->host_worker_max_bytes < c->host_budget_bytes;
+    int rc = over ? -KVT_EQUOTA : kvt_ranges_alloc(&h->space, bytes, KVT_ALIGN_BYTES, offset);
     if (rc == 0) {
         h->live_bytes += bytes;
+        s->host_bytes += bytes;
     }
     if (rc != -KVT_EQUOTA) {
         return rc;
     }
-    if (h->busy_chunks > 0) {
-        return KVT_WAIT;
-    }
-    if (!h->full && host_grow_one(e)) {
+    if (!over && (h->busy_chunks > 0 || (!h->full && host_grow_one(e)))) {
         return KVT_WAIT;
     }
     e->short_tier = KVT_TIER_HOST;
     e->short_bytes = bytes;
+    e->short_own = own;
     return -KVT_EQUOTA;
 }
 
-void host_free(struct kvt_engine *e, uint64_t offset, uint64_t bytes) {
+void host_free(struct kvt_engine *e, struct session *s, uint64_t offset, uint64_t bytes) {
     if (offset == KVT_NOWHERE) {
         return;
     }
@@ -424,7 +426,9 @@ void host_free(struct kvt_engine *e, uint64_t offset, uint64_t bytes) {
     kvt_ranges_free(&e->host.space, offset, bytes);
     e->host.sweep_due = true;
     KVT_ASSERT(e->host.live_bytes >= bytes);
+    KVT_ASSERT(s->host_bytes >= bytes);
     e->host.live_bytes -= bytes;
+    s->host_bytes -= bytes;
 }
 
 /* Gives back free chunks; one is kept as long as anything is allocated. */

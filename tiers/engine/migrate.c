@@ -145,12 +145,11 @@ static int host_places(struct kvt_engine *e, struct session *s, struct family *f
             continue;
         }
         uint64_t bytes = group_layer_bytes(e, f, g->block_count, l);
-        int rc = host_alloc(e, bytes, &g->host[l]);
+        int rc = host_alloc(e, s, bytes, &g->host[l]);
         if (rc != KVT_READY) {
             return rc;
         }
         f->host_bytes += bytes;
-        s->host_bytes += bytes;
     }
     return KVT_READY;
 }
@@ -160,10 +159,9 @@ static void host_places_free(struct kvt_engine *e, struct session *s, struct fam
     for (struct group *g = f->groups; g != NULL; g = g->next) {
         if (g->host[l] != KVT_NOWHERE) {
             uint64_t bytes = group_layer_bytes(e, f, g->block_count, l);
-            host_free(e, g->host[l], bytes);
+            host_free(e, s, g->host[l], bytes);
             g->host[l] = KVT_NOWHERE;
             f->host_bytes -= bytes;
-            s->host_bytes -= bytes;
         }
     }
 }
@@ -407,15 +405,6 @@ int demote_layer(struct kvt_engine *e, struct session *s, struct family *f) {
     return KVT_WAIT;
 }
 
-/* Layers that may be resident in the family's mode. */
-static uint32_t resident_most(const struct family *f) {
-    if (f->resident_layers_max < f->layer_count) {
-        return f->resident_layers_max;
-    }
-    bool offloaded = mode_is_offloaded(f->mode);
-    return f->resident_layers_max == UINT32_MAX && offloaded ? 0 : f->layer_count;
-}
-
 /* Device memory that a layer of the family would take now. */
 static uint64_t resident_bytes(const struct kvt_engine *e, const struct family *f, uint32_t l) {
     uint64_t bytes = 0;
@@ -432,7 +421,9 @@ static uint64_t resident_bytes(const struct kvt_engine *e, const struct family *
 /* Whether a family that had to give way may have a layer back: nothing has left for a while, and
  * there is room for twice as much, so that the next step's growth does not send it away again. */
 bool promote_is_due(const struct kvt_engine *e, const struct session *s, const struct family *f) {
-    if (f->is_static || f->resident_count >= resident_most(f) ||
+    if (f->is_static ||
+        f->resident_count >=
+            resident_layers_most(f->mode, f->layer_count, f->resident_layers_max) ||
         e->now_ms - f->changed_ms < e->config.idle_after_ms) {
         return false;
     }
@@ -446,7 +437,8 @@ int promote_layer(struct kvt_engine *e, struct session *s, struct family *f) {
     if (s->migration.family != NULL) {
         return KVT_WAIT;
     }
-    if (f->resident_count >= resident_most(f)) {
+    if (f->resident_count >=
+        resident_layers_most(f->mode, f->layer_count, f->resident_layers_max)) {
         return KVT_READY;
     }
     if (!family_is_segment(e, f) && planes_renew(e, f) != KVT_READY) {

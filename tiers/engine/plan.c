@@ -35,8 +35,24 @@ void plan_priority(uint32_t layer_count, const struct kvt_layer_layout *layers, 
     KVT_ASSERT(count == layer_count);
 }
 
+/* How many layers may be resident: all, or as many as CREATE said; an offloaded cache that was told
+ * nothing keeps none, and a static one keeps all whatever it was told. */
+uint32_t resident_layers_most(uint32_t mode, uint32_t layer_count, uint32_t resident_layers_max) {
+    if (mode == KVT_MODE_STATIC) {
+        return layer_count;
+    }
+    if (resident_layers_max == UINT32_MAX && mode_is_offloaded(mode)) {
+        return 0;
+    }
+    return resident_layers_max < layer_count ? resident_layers_max : layer_count;
+}
+
 static uint64_t add(uint64_t a, uint64_t b) {
     return a + b < KVT_BYTES_HUGE ? a + b : KVT_BYTES_HUGE;
+}
+
+static uint64_t least_of(uint64_t a, uint64_t b) {
+    return a < b ? a : b;
 }
 
 /* Sizes of one layer at the planned length. */
@@ -162,15 +178,13 @@ int kvt_engine_plan(const struct kvt_engine *e, const struct kvt_plan_request *r
     }
     const struct device *d = &e->devices[r->device];
     uint64_t budget = r->device_budget_bytes != 0 ? r->device_budget_bytes
-                                                  : d->config.budget_bytes - d->used_bytes;
-    uint64_t host = e->config.host_budget_bytes - e->host.live_bytes;
+                                                  : least_of(d->config.budget_bytes - d->used_bytes,
+                                                             d->config.worker_max_bytes);
+    uint64_t host =
+        least_of(e->config.host_budget_bytes - e->host.live_bytes, e->config.host_worker_max_bytes);
     uint32_t order[KVT_LAYERS_MAX];
     plan_priority(r->layout->layer_count, r->layout->layers, order);
-    bool offloaded = mode_is_offloaded(o->mode);
-    uint32_t most = o->resident_layers_max == UINT32_MAX && offloaded ? 0 : o->resident_layers_max;
-    if (o->mode == KVT_MODE_STATIC || most > r->layout->layer_count) {
-        most = r->layout->layer_count;
-    }
+    uint32_t most = resident_layers_most(o->mode, r->layout->layer_count, o->resident_layers_max);
     uint32_t least = o->mode == KVT_MODE_STATIC ? most : 0;
     uint32_t piece_tokens =
         plan_piece_tokens(e, r->layout->layers, r->layout->layer_count, r->device, o->piece_tokens);

@@ -397,6 +397,7 @@ struct kvt_engine {
     uint32_t wanted_count; /* families with demote_wanted */
     uint32_t short_tier;   /* of the last -KVT_EQUOTA: enum kvt_tier_id, and what was wanted */
     uint64_t short_bytes;
+    bool short_own;            /* the session's own limit, not the budget, was short */
     struct kvt_counters ended; /* of sessions that are gone */
     struct device devices[KVT_DEVICES_MAX];
     struct host host;
@@ -444,8 +445,8 @@ uint64_t dev_available(const struct kvt_engine *e, const struct session *s);
 struct extent *extent_find(const struct kvt_engine *e, uint32_t id);
 void extents_sweep(struct kvt_engine *e);
 void extents_release(struct kvt_engine *e, struct session *s);
-int host_alloc(struct kvt_engine *e, uint64_t bytes, uint64_t *offset);
-void host_free(struct kvt_engine *e, uint64_t offset, uint64_t bytes);
+int host_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, uint64_t *offset);
+void host_free(struct kvt_engine *e, struct session *s, uint64_t offset, uint64_t bytes);
 void host_sweep(struct kvt_engine *e);
 void extent_created(struct kvt_engine *e, uint32_t extent, int code);
 void extent_destroyed(struct kvt_engine *e, uint32_t extent);
@@ -576,6 +577,7 @@ void demote_progress(struct kvt_engine *e, struct session *s);
 struct family *session_family(const struct kvt_engine *e, const struct session *s, uint32_t *at);
 
 /* ---- plan.c --------------------------------------------------------------------------------------------------- */
+uint32_t resident_layers_most(uint32_t mode, uint32_t layer_count, uint32_t resident_layers_max);
 uint32_t plan_slots(const struct kvt_layer_layout *layers, uint32_t layer_count,
                     const bool *resident, bool dense, bool is_static);
 uint32_t plan_piece_tokens(const struct kvt_engine *e, const struct kvt_layer_layout *layers,
