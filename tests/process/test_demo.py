@@ -78,7 +78,9 @@ def test_signals_leave_nothing(numbers, pause_s):
             demo.process.send_signal(number)
             time.sleep(pause_s)
         status, out, err = demo.end()
-        assert status in {128 + number for number in numbers}, err
+        # A later one may arrive while Python takes itself down and has the system's handlers again:
+        # everything has been put away then, and to a shell it is the same status.
+        assert status in {128 + n for n in numbers} | {-n for n in numbers[1:]}, err
         assert "interrupted" in out and err == ""
         assert demo.left() == []
 
