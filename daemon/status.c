@@ -333,20 +333,24 @@ static void explain_shortage(struct kvt_daemon *d, uint32_t device, char *text) 
         return;
     }
     bool on_device = strcmp(tier, "device") == 0;
+    uint64_t worker_max = d->config.host_worker_max_bytes;
     if (on_device) {
         kvt_engine_device_info(d->engine, device, &info);
+        worker_max = d->config.devices[device].worker_max_bytes;
     } else {
         kvt_engine_host_info(d->engine, &info);
     }
+    bool limited = available == worker_max && worker_max < info.budget_bytes;
     const char *kind = on_device ? "device " : "";
     const char *name = on_device ? d->config.devices[device].name : "host";
     (void)snprintf(text, KVT_TEXT_BYTES,
                    "plan: does not fit into %s: %" PRIu64 " bytes (%s) needed, %" PRIu64
                    " (%s) to plan with, the budget is %" PRIu64
-                   " (%s); raise [%s%s] budget, shorten the context or take fewer rows",
+                   " (%s); raise [%s%s] %s, shorten the context or take fewer rows",
                    name, need, kvt_size_about(need, need_text), available,
                    kvt_size_about(available, free_text), info.budget_bytes,
-                   kvt_size_about(info.budget_bytes, budget_text), kind, name);
+                   kvt_size_about(info.budget_bytes, budget_text), kind, name,
+                   limited ? "worker_max" : "budget");
 }
 
 static int plan_new(struct kvt_session *asker, const Kvt__Plan *m, Kvt__PlanReply *r, char *text) {

@@ -180,6 +180,19 @@ def test_plan_that_cannot_fit_in_json(daemon):
     assert other.returncode == 1 and other.stdout == ""
 
 
+def test_plan_beyond_a_workers_limit():
+    with Daemon(sets={"host.worker_max": "32MiB", "device.cpu0.worker_max": "8MiB"}) as limited:
+        shape = ["plan", "--shape", "tiny", "--json", "--tokens"]
+        host = ctl(*shape, "65536", "--mode", "offloaded", daemon=limited)
+        said = json.loads(host.stdout)
+        assert said["available_bytes"] == 32 << 20 and said["budget_bytes"] == 64 << 20
+        assert "raise [host] worker_max, " in host.stderr
+        device = ctl(*shape, "20000", "--mode", "static", daemon=limited)
+        said = json.loads(device.stdout)
+        assert said["available_bytes"] == 8 << 20 and said["budget_bytes"] == 16 << 20
+        assert "raise [device cpu0] worker_max, " in device.stderr
+
+
 def test_plan_of_running_cache(daemon):
     with Held(daemon, "--mode", "offloaded"):
         (cache,) = json.loads(ctl("caches", "--json", daemon=daemon).stdout)["caches"]
