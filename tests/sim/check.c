@@ -39,6 +39,48 @@ static void check_budgets(struct sim *sim) {
     }
 }
 
+/* No session holds more than its limit. Its extents are counted here; what it holds of the host only
+ * the engine knows. */
+static void check_limits(struct sim *sim) {
+    uint64_t held[SIM_SESSIONS_MAX] = {0};
+    struct kvt_session_info info;
+    for (uint32_t i = 0; i < sim->extent_top; i++) {
+        held[sim->extents[i].session] += sim->extents[i].bytes;
+    }
+    for (uint32_t at = 0; kvt_engine_session_info(sim->engine, &at, &info);) {
+        const struct kvt_engine_device *d = &sim->config.devices[info.device];
+        uint64_t device_most = d->worker_max_bytes != 0 ? d->worker_max_bytes : d->budget_bytes;
+        uint64_t host_most = sim->config.host_worker_max_bytes;
+        host_most = host_most != 0 ? host_most : sim->config.host_budget_bytes;
+        if (held[info.session] > device_most || held[info.session] != info.device_bytes ||
+            info.host_bytes > host_most) {
+            sim_fail(sim,
+                     "session %u: %llu bytes of extents, the engine says %llu, its limit is %llu; "
+                     "host: %llu of %llu",
+                     info.session, (ull)held[info.session], (ull)info.device_bytes,
+                     (ull)device_most, (ull)info.host_bytes, (ull)host_most);
+        }
+    }
+}
+
+/* Where all limits together are within the device's budget, what a worker lacks is its own business:
+ * a layer leaves only for a request of the same worker. */
+void sim_check_leaving(struct sim *sim, const struct kvt_program *p) {
+    const struct sim_worker *w = sim->sessions[p->session];
+    bool leaves = false;
+    for (uint32_t i = 0; i < p->op_count; i++) {
+        for (uint32_t c = 0; c < p->ops[i].copy_count && p->ops[i].kind == KVT_OP_COPY; c++) {
+            const struct kvt_copy *copy = &p->copies[p->ops[i].copy_first + c];
+            leaves = leaves || (copy->source.tier == KVT_TIER_GPU);
+        }
+    }
+    if (leaves && sim->shared_out && sim->fault_per_mille[SIM_EXTENT_REFUSED] == 0 &&
+        w->request_count == 0) {
+        sim_fail(sim, "session %u: a layer leaves the device, though it has asked for nothing",
+                 p->session);
+    }
+}
+
 /* The order in which layers become resident, told apart from the engine: those that later layers
  * read, then the others by bit reversal of their number. */
 static uint32_t resident_order(const struct sim_cache *c, uint32_t *order) {
@@ -93,6 +135,7 @@ void sim_check(struct sim *sim) {
         sim_fail(sim, "kvt_engine_check: %s", text);
     }
     check_budgets(sim);
+    check_limits(sim);
     check_nested(sim);
 }
 

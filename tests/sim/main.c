@@ -45,6 +45,8 @@ static const char *const rule_names[KVT_BREAK_RULES_COUNT] = {
     "static-slots-wander",
     "static-planes-wander",
     "prefetch-unused",
+    "limit-ignored",
+    "limit-takes-from-others",
 };
 
 /* What the device may lie about, as enum sim_lie. */

@@ -368,9 +368,10 @@ struct sim {
     uint64_t hash;
     struct sim_events events;
     struct sim_stats stats;
-    uint32_t world; /* enum sim_world, never SIM_ANY */
-    bool lied;      /* the device has, in this run */
-    bool lie_named; /* in a fill that an open schedule names: it will be read */
+    uint32_t world;  /* enum sim_world, never SIM_ANY */
+    bool shared_out; /* every session's limits at once are within the budgets */
+    bool lied;       /* the device has, in this run */
+    bool lie_named;  /* in a fill that an open schedule names: it will be read */
     uint32_t fault_per_mille[SIM_FAULT_COUNT];
     uint32_t check_every; /* events */
     struct kvt_engine_config config;
@@ -520,6 +521,8 @@ struct sim_op *sim_order_find(struct sim *sim, uint32_t session,
 /* ---- check.c --------------------------------------------------------------------------------- */
 
 void sim_check(struct sim *sim);
+/* The copies that the session makes now are of a layer that leaves, and for itself. */
+void sim_check_leaving(struct sim *sim, const struct kvt_program *p);
 void sim_check_stuck(struct sim *sim);
 void sim_check_end(struct sim *sim);
 void sim_dump(const struct sim *sim);

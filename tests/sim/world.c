@@ -141,6 +141,9 @@ static void act(struct sim *sim, const struct kvt_action *a) {
         sim_answer(sim, a);
         break;
     case KVT_ACTION_PROGRAM:
+        sim_check_leaving(sim, a->program);
+        sim_device_mail(sim, a);
+        break;
     case KVT_ACTION_CANCEL:
     case KVT_ACTION_SESSION_OPEN:
     case KVT_ACTION_SESSION_CLOSE:
@@ -240,6 +243,27 @@ static void choose_config(struct sim *sim) {
     c->poison_host = true;
 }
 
+/* What one session may hold: often less than there is; sometimes so that all have their share. */
+static void choose_limits(struct sim *sim) {
+    struct sim_random *r = &sim->random;
+    struct kvt_engine_config *c = &sim->config;
+    if (sim->world == SIM_STEADY || sim_chance(r, 500)) {
+        return;
+    }
+    sim->shared_out = sim_chance(r, 500);
+    for (uint32_t i = 0; i < c->device_count; i++) {
+        struct kvt_engine_device *d = &c->devices[i];
+        uint64_t least = d->budget_bytes / c->sessions_max;
+        uint64_t most = sim->shared_out ? least : d->budget_bytes;
+        d->worker_max_bytes =
+            sim_between(r, sim->shared_out ? least : least / 2, most) / d->granule_bytes;
+        d->worker_max_bytes = d->worker_max_bytes == 0 ? 1 : d->worker_max_bytes;
+        d->worker_max_bytes *= d->granule_bytes;
+    }
+    uint64_t share = c->host_budget_bytes / c->sessions_max;
+    c->host_worker_max_bytes = sim_chance(r, 500) ? 0 : sim_between(r, share, c->host_budget_bytes);
+}
+
 static void on_cool(struct sim *sim, void *object, uint64_t value) {
     if (sim->cooling) {
         return;
@@ -262,6 +286,7 @@ static void begin(struct sim *sim) {
                                                : SIM_ROUGH;
     choose_faults(sim);
     choose_config(sim);
+    choose_limits(sim);
     int rc = kvt_engine_create(&sim->config, &sim->engine);
     if (rc != 0) {
         sim_fail(sim, "the engine does not start: %d", rc);

@@ -83,7 +83,9 @@ void demote_progress(struct kvt_engine *e, struct session *s) {
  * `asking` itself for its own limit. */
 static bool may_give(const struct kvt_engine *e, const struct session *s,
                      const struct session *asking) {
-    return s->in_use && !s->hung && s->device == asking->device && (!e->short_own || s == asking);
+    return s->in_use && !s->hung && s->device == asking->device &&
+           (!e->short_own || s == asking ||
+            KVT_BROKEN(e->rules, KVT_BREAK_LIMIT_TAKES_FROM_OTHERS));
 }
 
 static struct session *idle_victim(struct kvt_engine *e, const struct session *asking) {

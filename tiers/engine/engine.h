@@ -327,7 +327,9 @@ enum kvt_broken_rule {
     KVT_BREAK_STATIC_SLOTS_WANDER = 27,        /* engine: slots go on where the last step ended */
     KVT_BREAK_STATIC_PLANES_WANDER = 28,       /* engine: exchanged rows get other planes */
     KVT_BREAK_PREFETCH_UNUSED = 29,            /* engine: what was fetched ahead is fetched again */
-    KVT_BREAK_RULES_COUNT = 30,
+    KVT_BREAK_LIMIT_IGNORED = 30,              /* engine: a session takes what there is */
+    KVT_BREAK_LIMIT_TAKES_FROM_OTHERS = 31,    /* engine: for its own limit others give way */
+    KVT_BREAK_RULES_COUNT = 32,
 };
 
 void kvt_engine_break_rules(struct kvt_engine *e, uint64_t rules);

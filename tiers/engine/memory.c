@@ -68,7 +68,8 @@ uint64_t dev_available(const struct kvt_engine *e, const struct session *s) {
     }
     uint64_t of_device = d->config.budget_bytes - d->used_bytes;
     uint64_t of_session = d->config.worker_max_bytes - s->device_bytes;
-    return of_device < of_session ? of_device : of_session;
+    return of_device < of_session || KVT_BROKEN(e->rules, KVT_BREAK_LIMIT_IGNORED) ? of_device
+                                                                                   : of_session;
 }
 
 static void extent_destroy(struct kvt_engine *e, struct extent *x) {
