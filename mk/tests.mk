@@ -32,7 +32,7 @@ SIM_BINARY := $(if $(SIM_SOURCES),$(BIN)/kvtier-sim)
 $(BIN)/kvtier-sim: $(SIM_OBJECTS) $(call archive,testsupport device host engine kernels proto)
 	@mkdir -p $(@D)
 	$(call say,LD,$@)
-	$(Q)$(call link,-pie $(filter %.o,$^),$(filter %.a,$^),$(PROTOBUF_LIBS) $(XXHASH_LIBS) -ldl -lm)
+	$(Q)$(call link,-pie -Wl$(comma)--wrap=malloc$(comma)--wrap=calloc$(comma)--wrap=realloc $(filter %.o,$^),$(filter %.a,$^),$(PROTOBUF_LIBS) $(XXHASH_LIBS) -ldl -lm)
 
 # Driver plug-ins of tests, each in a daemon.plugin_dir of its own. The daemon's configuration knows the
 # drivers cpu and cuda, so they stand in for cuda. Each brings its own copy of the cpu driver.

@@ -34,7 +34,8 @@ static struct sim_request take_request(struct sim *sim, struct sim_worker *w,
                     (w->request_count - i) * sizeof(w->requests[0]));
             return r;
         }
-        if (answer->code == KVT_EEVICTED || answer->code == KVT_EBUSY) {
+        if (answer->code == KVT_EEVICTED || answer->code == KVT_EBUSY ||
+            answer->code == KVT_ENOMEM) { /* said at once */
             continue;
         }
         for (uint32_t j = i + 1; j < w->request_count; j++) {
@@ -187,6 +188,11 @@ void sim_answer(struct sim *sim, const struct kvt_action *a) {
     if (!refuses && r.kind != KVT_REQUEST_ABORT && !is_shortage(answer->code, r.kind)) {
         sim_fail(sim, "session %u: request %llu of kind %u is refused, code %u: %s", w->session,
                  (ull)r.tag, r.kind, answer->code, answer->text);
+    }
+    if (r.kind == KVT_REQUEST_ABORT && answer->code == KVT_ENOMEM && w->schedule.open) {
+        w->schedule.abort_from = 0; /* not taken in: the steps go on */
+        w->schedule.aborted = false;
+        sim_stream_resume(sim, w);
     }
     sim->stats.refused += !refuses;
 }

@@ -43,10 +43,7 @@ static void on_extent_created(struct sim *sim, void *object, uint64_t value) {
         sim->devices[x->device].extent_bytes -= x->bytes;
         *x = (struct sim_extent){0};
     } else {
-        x->memory = calloc(1, x->bytes + CANARY_BYTES);
-        if (!x->memory) {
-            abort();
-        }
+        x->memory = sim_zeroed(x->bytes + CANARY_BYTES);
         memset(x->memory + x->bytes, CANARY, CANARY_BYTES);
         x->live = true;
     }
@@ -362,10 +359,7 @@ static void post_issue(struct sim *sim, struct sim_device *d, const struct kvt_i
         post(sim, w, issue->slot, issue->value);
         return;
     }
-    struct late_post *late = malloc(sizeof(*late));
-    if (!late) {
-        abort();
-    }
+    struct late_post *late = sim_zeroed(sizeof(*late));
     *late =
         (struct late_post){.w = w, .slot = issue->slot, .tag = issue->tag, .value = issue->value};
     uint64_t at_us = d->stream_us[0] > sim->now_us ? d->stream_us[0] : sim->now_us;
@@ -450,10 +444,7 @@ void sim_device_mail(struct sim *sim, const struct kvt_action *a) {
     struct sim_device *d = &sim->devices[a->device];
     if (d->mail_count == d->mail_room) {
         d->mail_room = d->mail_room == 0 ? 16 : d->mail_room * 2;
-        d->mail = realloc(d->mail, d->mail_room * sizeof(*d->mail));
-        if (!d->mail) {
-            abort();
-        }
+        d->mail = sim_grow(d->mail, d->mail_room * sizeof(*d->mail));
     }
     d->mail[d->mail_count++] = (struct sim_mail){
         .kind = a->kind, .session = a->session, .value = a->value, .program = a->program};
@@ -500,10 +491,7 @@ static void on_report(struct sim *sim, void *object, uint64_t value) {
 static void report_add(struct sim_device *d, struct sim_report r) {
     if (d->report_count == d->report_room) {
         d->report_room = d->report_room == 0 ? 16 : d->report_room * 2;
-        d->reports = realloc(d->reports, d->report_room * sizeof(*d->reports));
-        if (!d->reports) {
-            abort();
-        }
+        d->reports = sim_grow(d->reports, d->report_room * sizeof(*d->reports));
     }
     d->reports[d->report_count++] = r;
 }

@@ -11,14 +11,11 @@ void sim_host_open(struct sim *sim) {
     uint64_t bytes = sim->config.host_budget_bytes;
     if (h->room < bytes) {
         free(h->memory);
-        h->memory = malloc(bytes);
+        h->memory = sim_grow(NULL, bytes);
         h->room = bytes;
     }
     h->chunk_count = bytes / sim->config.host_chunk_bytes;
-    h->chunks = calloc(h->chunk_count, 1);
-    if (!h->memory || !h->chunks) {
-        abort();
-    }
+    h->chunks = sim_zeroed(h->chunk_count);
 }
 
 void sim_host_close(struct sim *sim) {

@@ -16,10 +16,7 @@ void sim_cache_clear(struct sim_cache *c) {
 static void row_room(struct sim_row *r, uint32_t room) {
     if (room > r->room) {
         r->room = room < 512 ? 512 : room * 2;
-        r->ids = realloc(r->ids, r->room * sizeof(uint64_t));
-        if (!r->ids) {
-            abort();
-        }
+        r->ids = sim_grow(r->ids, r->room * sizeof(uint64_t));
     }
 }
 

@@ -12,14 +12,6 @@ typedef unsigned long long ull;
 
 enum { QUEUE_COPY = KVT_SLOTS_MAX, QUEUES };
 
-static void *grown(void *array, size_t bytes) {
-    void *more = realloc(array, bytes);
-    if (!more) {
-        abort();
-    }
-    return more;
-}
-
 /* Index of the first operation with this id or a later one. */
 static uint32_t at_or_behind(const struct sim_ops *ops, uint64_t id) {
     uint32_t low = 0;
@@ -44,7 +36,7 @@ void sim_order_program(struct sim *sim, const struct kvt_program *p) {
     struct sim_ops *ops = &sim->ops[p->session];
     if (ops->count + p->op_count > ops->room) {
         ops->room = 2 * (ops->count + p->op_count);
-        ops->op = grown(ops->op, ops->room * sizeof(*ops->op));
+        ops->op = sim_grow(ops->op, ops->room * sizeof(*ops->op));
     }
     for (uint32_t i = 0; i < p->op_count; i++) {
         const struct kvt_op *o = &p->ops[i];
@@ -66,7 +58,7 @@ void sim_order_program(struct sim *sim, const struct kvt_program *p) {
             op->left_bytes += p->copies[o->copy_first + c].bytes;
         }
         op->empty = op->left_bytes == 0;
-        op->deps = grown(NULL, (o->dep_count + 1) * sizeof(uint64_t));
+        op->deps = sim_grow(NULL, (o->dep_count + 1) * sizeof(uint64_t));
         for (uint32_t n = 0; n < o->dep_count; n++) {
             op->deps[n] = p->deps[o->dep_first + n];
         }

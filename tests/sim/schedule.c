@@ -60,10 +60,7 @@ static void read_schedule(struct sim *sim, struct sim_worker *w, const struct kv
         sim_fail(sim, "schedule: [%llu, +%llu) is outside the ring", (ull)a->ring_offset,
                  (ull)a->ring_bytes);
     }
-    s->bytes = malloc(a->ring_bytes);
-    if (!s->bytes) {
-        abort();
-    }
+    s->bytes = sim_grow(NULL, a->ring_bytes);
     s->ring_offset = a->ring_offset;
     memcpy(s->bytes, w->ring + a->ring_offset, a->ring_bytes);
     memcpy(&s->header, s->bytes, sizeof(s->header));

@@ -12,6 +12,7 @@
  *   schedule.c  a schedule as the worker reads it, held against what it was promised
  *   stream.c    the worker's stream: waits, moves, attention over every byte, posts
  *   model.c     every correct byte, apart from the engine
+ *   heap.c      allocations of the engine that fail
  *   order.c     which copy goes next, looked at from outside
  *   check.c     invariants; who waits for ever
  */
@@ -58,7 +59,8 @@ enum {
     X(ABORTED, "aborts")                        \
     X(INVALID, "invalid requests")              \
     X(EVICTED, "workers evicted")               \
-    X(DEVICE_LOST, "devices lost")
+    X(DEVICE_LOST, "devices lost")              \
+    X(ALLOCATION_FAILED, "allocations failed")
 
 enum sim_fault {
 #define SIM_FAULT_ENUM(name, text) SIM_##name,
@@ -418,6 +420,12 @@ void sim_clock(struct sim *sim);
 static inline uint64_t sim_us(struct sim *sim, uint64_t low, uint64_t high) {
     return sim_between(&sim->random, low, high);
 }
+
+/* ---- heap.c ---------------------------------------------------------------------------------- */
+
+void sim_heap_arm(struct sim *sim); /* from now on the engine's allocations may fail; NULL: none */
+void *sim_grow(void *memory, size_t bytes);
+void *sim_zeroed(size_t bytes);
 
 /* ---- device.c, host.c ------------------------------------------------------------------------ */
 

@@ -19,10 +19,7 @@ static void push(struct sim_worker *w, struct sim_stream_op op) {
     }
     if (w->stream_count == w->stream_room) {
         w->stream_room = w->stream_room == 0 ? 64 : w->stream_room * 2;
-        w->stream = realloc(w->stream, w->stream_room * sizeof(*w->stream));
-        if (!w->stream) {
-            abort();
-        }
+        w->stream = sim_grow(w->stream, w->stream_room * sizeof(*w->stream));
     }
     w->stream[w->stream_count++] = op;
 }

@@ -35,19 +35,13 @@ static uint32_t sessions_taken(const struct sim *sim) {
 static struct sim_worker *worker_add(struct sim *sim) {
     if (sim->worker_count == sim->worker_room) {
         sim->worker_room = sim->worker_room == 0 ? 16 : sim->worker_room * 2;
-        sim->workers = realloc(sim->workers, sim->worker_room * sizeof(struct sim_worker *));
+        sim->workers = sim_grow(sim->workers, sim->worker_room * sizeof(struct sim_worker *));
     }
-    struct sim_worker *w = calloc(1, sizeof(*w));
-    if (!sim->workers || !w) {
-        abort();
-    }
+    struct sim_worker *w = sim_zeroed(sizeof(*w));
     sim->workers[sim->worker_count++] = w;
     w->ring_bytes = 8192 * sim_between(&sim->random, 4, 40);
-    w->page = calloc(1, KVT_CONTROL_PAGE_BYTES);
-    w->ring = calloc(1, w->ring_bytes);
-    if (!w->page || !w->ring) {
-        abort();
-    }
+    w->page = sim_zeroed(KVT_CONTROL_PAGE_BYTES);
+    w->ring = sim_zeroed(w->ring_bytes);
     return w;
 }
 

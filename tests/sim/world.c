@@ -64,10 +64,7 @@ void sim_after(struct sim *sim, uint64_t delay_us, sim_handler *run, void *objec
     struct sim_events *q = &sim->events;
     if (q->count == q->room) {
         q->room = q->room == 0 ? 256 : q->room * 2;
-        q->heap = realloc(q->heap, q->room * sizeof(*q->heap));
-        if (!q->heap) {
-            abort();
-        }
+        q->heap = sim_grow(q->heap, q->room * sizeof(*q->heap));
     }
     struct sim_event event = {.time_us = sim->now_us + delay_us,
                               .sequence = q->sequence++,
@@ -201,7 +198,7 @@ static void choose_faults(struct sim *sim) {
         [SIM_HOST_DELAYED] = 200,  [SIM_RECLAIM_LATE] = 300,   [SIM_RECLAIM_NEVER] = 150,
         [SIM_KILLED] = 30,         [SIM_HUNG_UP] = 15,         [SIM_HUNG] = 20,
         [SIM_LIED] = 300,          [SIM_ABORTED] = 500,        [SIM_INVALID] = 60,
-        [SIM_EVICTED] = 10,        [SIM_DEVICE_LOST] = 2,
+        [SIM_EVICTED] = 10,        [SIM_DEVICE_LOST] = 2,      [SIM_ALLOCATION_FAILED] = 6,
     };
     struct sim_random *r = &sim->random;
     if (sim->world != SIM_ROUGH || sim_chance(r, 150)) {
@@ -305,6 +302,7 @@ static void begin(struct sim *sim) {
     for (uint32_t i = 0; i < sim->process_count; i++) {
         sim_worker_start(sim, i);
     }
+    sim_heap_arm(sim);
     sim_actions(sim);
 }
 
@@ -349,6 +347,7 @@ bool sim_run(struct sim *sim, const struct sim_options *options) {
         loop(sim);
     }
     running = NULL;
+    sim_heap_arm(NULL);
     sim->stats.seeds = 1;
     sim->stats.virtual_us = sim->now_us;
     return ok;

@@ -7,12 +7,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Actions of one call, which cannot fail: room for more of them than a call is known to make. */
+#define ACTIONS_OF_EXTENTS 16384u
+#define ACTIONS_OF_SESSION 256u
+
 /* ---- actions -------------------------------------------------------------------------------------------- */
 
 struct kvt_action *action_push(struct kvt_engine *e, uint32_t kind) {
     struct action_queue *q = &e->queue;
     if (q->count == q->room) {
-        uint32_t room = q->room == 0 ? 64 : q->room * 2;
+        uint32_t room = q->room * 2;
         struct kvt_action *grown = malloc(room * sizeof(*grown));
         KVT_ASSERT(grown != NULL);
         for (uint32_t i = 0; i < q->count; i++) {
@@ -28,13 +32,41 @@ struct kvt_action *action_push(struct kvt_engine *e, uint32_t kind) {
     return a;
 }
 
-/* An answer in one allocation with its lengths. */
+static void answer_keep(struct kvt_engine *e, struct answer_room *room) {
+    room->next = e->answers;
+    e->answers = room;
+}
+
+bool answer_reserve(struct kvt_engine *e) {
+    struct answer_room *room = malloc(sizeof(*room));
+    bool had = room != NULL;
+    if (!had) {
+        KVT_ASSERT(e->refusal != NULL); /* the caller has taken what earlier calls said */
+        room = e->refusal;
+        e->refusal = NULL;
+    }
+    answer_keep(e, room);
+    return had;
+}
+
+void answer_drop(struct kvt_engine *e) {
+    struct answer_room *room = e->answers;
+    KVT_ASSERT(room != NULL);
+    e->answers = room->next;
+    free(room);
+}
+
+/* An answer with its lengths, in the room that was reserved for it. */
 struct kvt_answer *answer_push(struct kvt_engine *e, uint32_t session, uint64_t tag, int code,
                                const struct cache *cache) {
     uint32_t rows = cache != NULL ? cache->row_count : 0;
-    struct kvt_answer *answer = calloc(1, sizeof(*answer) + rows * sizeof(uint32_t));
-    KVT_ASSERT(answer != NULL);
-    uint32_t *lengths = (uint32_t *)(answer + 1);
+    struct answer_room *room = e->answers;
+    KVT_ASSERT(room != NULL);
+    KVT_ASSERT(rows <= KVT_ROWS_MAX);
+    e->answers = room->next;
+    struct kvt_answer *answer = &room->answer;
+    uint32_t *lengths = room->lengths;
+    *answer = (struct kvt_answer){0};
     for (uint32_t i = 0; i < rows; i++) {
         lengths[i] = cache->rows[i].length;
     }
@@ -61,10 +93,15 @@ void answer_error(struct kvt_engine *e, uint32_t session, uint64_t tag, int code
 }
 
 bool kvt_engine_action(struct kvt_engine *e, struct kvt_action *out) {
-    free(e->last_answer);
+    if (e->last_answer != NULL && e->refusal == NULL) {
+        e->refusal = (struct answer_room *)e->last_answer;
+    } else {
+        free(e->last_answer);
+    }
     e->last_answer = NULL;
     struct action_queue *q = &e->queue;
     if (q->count == 0) {
+        q->head = 0; /* pages of the queue that were never needed stay untouched */
         return false;
     }
     *out = q->actions[q->head];
@@ -123,6 +160,10 @@ int kvt_engine_create(const struct kvt_engine_config *config, struct kvt_engine 
     e->extents = calloc(EXTENTS_MAX, sizeof(*e->extents));
     e->extent_generation = calloc(EXTENTS_MAX, sizeof(*e->extent_generation));
     e->extent_top = 1;
+    uint32_t sessions = config->sessions_max < 256 ? config->sessions_max : 256;
+    e->queue.room = ACTIONS_OF_EXTENTS + sessions * ACTIONS_OF_SESSION;
+    e->queue.actions = malloc(e->queue.room * sizeof(*e->queue.actions));
+    e->refusal = malloc(sizeof(*e->refusal));
     kvt_ranges_init(&e->host.space);
     for (uint32_t i = 0; i < config->device_count; i++) {
         e->devices[i].config = config->devices[i];
@@ -134,7 +175,8 @@ int kvt_engine_create(const struct kvt_engine_config *config, struct kvt_engine 
     }
     e->block_limit = budgets / 65536 + 65536; /* real models' blocks are larger than 64 KiB */
     if (e->host.chunks == NULL || e->sessions == NULL || e->caches == NULL ||
-        e->cache_generation == NULL || e->extents == NULL || e->extent_generation == NULL) {
+        e->cache_generation == NULL || e->extents == NULL || e->extent_generation == NULL ||
+        e->queue.actions == NULL || e->refusal == NULL) {
         kvt_engine_free(e);
         return -KVT_ENOMEM;
     }
@@ -170,6 +212,10 @@ void kvt_engine_free(struct kvt_engine *e) {
         kvt_ranges_destroy(&e->extents[i].space);
     }
     kvt_ranges_destroy(&e->host.space);
+    while (e->answers != NULL) {
+        answer_drop(e);
+    }
+    free(e->refusal);
     free(e->queue.actions);
     free(e->host.chunks);
     free(e->sessions);
@@ -186,6 +232,9 @@ void kvt_engine_free(struct kvt_engine *e) {
 static void session_empty(struct kvt_engine *e, struct session *s) {
     uint32_t session = session_index(e, s);
     if (s->schedule.phase != PHASE_NONE) {
+        if (s->schedule.answer_abort) {
+            answer_drop(e);
+        }
         schedule_close(e, s, true);
     }
     s->guess.active = false;

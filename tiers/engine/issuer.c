@@ -50,7 +50,6 @@ void kvt_issuer_free(struct kvt_issuer *i) {
     }
     for (uint32_t n = 0; n < i->opened_count; n++) {
         kvt_outstanding_clear(&i->sessions[i->opened[n]].outstanding);
-        free(i->sessions[i->opened[n]].losses);
     }
     for (uint32_t c = 0; c < CLASSES; c++) {
         free(i->candidates[c]);
@@ -172,6 +171,10 @@ void kvt_issuer_submit(struct kvt_issuer *i, struct kvt_program *p) {
         return;
     }
     keep_program(i, p);
+    if (p->window_capacity > s->outstanding.capacity) {
+        kvt_outstanding_move(&s->outstanding, p->window, p->window_capacity);
+        p->window = NULL;
+    }
     p->ops_left = p->op_count;
     s->ops_left += p->op_count;
     for (uint32_t n = 0; n < p->op_count; n++) {
@@ -228,7 +231,6 @@ bool kvt_issuer_session_drained(struct kvt_issuer *i, uint32_t *session) {
                 i->candidates[c][*session] = NULL;
             }
             kvt_outstanding_clear(&s->outstanding);
-            free(s->losses);
             *s = (struct kvt_issuer_session){0};
             return true;
         }

@@ -28,14 +28,17 @@ struct kvt_op_loss {
     uint64_t last; /* operations above this were submitted when it was known */
 };
 
+#define KVT_LOSSES_MAX 16
+
 struct kvt_issuer_session {
     const struct kvt_control_page *page; /* borrowed; NULL: not open */
     bool closed;                         /* and not drained yet */
     struct kvt_outstanding outstanding;
-    struct kvt_op_loss *losses; /* owned */
+    struct kvt_op_loss losses[KVT_LOSSES_MAX];
     uint32_t losses_count;
-    uint32_t losses_room;
-    uint64_t ops_left; /* taken over, completion not collected */
+    uint64_t lost_up_to; /* more than that were lost: what waits for anything, up to this operation,
+                            may not go on; 0: none */
+    uint64_t ops_left;   /* taken over, completion not collected */
     struct kvt_op_list queues[QUEUES];
     uint64_t slots_filled;    /* bit q: the queue of slot q is not empty */
     uint64_t queued[CLASSES]; /* operations in queues */

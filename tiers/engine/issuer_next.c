@@ -18,6 +18,9 @@ static bool deps_complete(const struct kvt_issuer_session *s, struct kvt_op_prog
 
 /* Whether one of the dependencies, which are complete, did not bring what it should. */
 static bool deps_lost(const struct kvt_issuer_session *s, const struct kvt_op_progress *p) {
+    if (p->op->id <= s->lost_up_to && p->op->dep_count > 0) {
+        return true;
+    }
     for (uint32_t n = 0; n < s->losses_count; n++) {
         for (uint32_t d = 0; d < p->op->dep_count && p->op->id <= s->losses[n].last; d++) {
             if (p->program->deps[p->op->dep_first + d] == s->losses[n].op) {

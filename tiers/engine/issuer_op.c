@@ -2,8 +2,6 @@
 #include "tiers/engine/assert.h"
 #include "tiers/engine/issuer_internal.h"
 
-#include <stdlib.h>
-
 /* ---- lists ----------------------------------------------------------------------------------- */
 
 void kvt_op_list_append(struct kvt_op_list *l, struct kvt_op_progress *p) {
@@ -88,10 +86,9 @@ void kvt_op_lose(struct kvt_issuer_session *s, const struct kvt_op *op) {
         }
     }
     s->losses_count = kept;
-    if (kept == s->losses_room) {
-        s->losses_room = kept == 0 ? 8 : kept * 2;
-        s->losses = realloc(s->losses, s->losses_room * sizeof(*s->losses));
-        KVT_ASSERT(s->losses != NULL);
+    if (kept == KVT_LOSSES_MAX) {
+        s->lost_up_to = s->outstanding.last;
+        return;
     }
     s->losses[s->losses_count++] = (struct kvt_op_loss){.op = op->id, .last = s->outstanding.last};
 }

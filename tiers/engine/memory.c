@@ -432,6 +432,13 @@ void host_free(struct kvt_engine *e, struct session *s, uint64_t offset, uint64_
     s->host_bytes -= bytes;
 }
 
+static void chunk_shrink(struct kvt_engine *e, uint32_t chunk) {
+    struct kvt_action *a = action_push(e, KVT_ACTION_HOST_SHRINK);
+    a->offset = chunk * e->host.chunk_bytes;
+    a->bytes = e->host.chunk_bytes;
+    chunk_state_set(e, chunk, CHUNK_SHRINKING);
+}
+
 /* Gives back free chunks; one is kept as long as anything is allocated. */
 void host_sweep(struct kvt_engine *e) {
     struct host *h = &e->host;
@@ -449,10 +456,7 @@ void host_sweep(struct kvt_engine *e) {
             kvt_ranges_remove(&h->space, offset, h->chunk_bytes) != 0) {
             continue;
         }
-        chunk_state_set(e, i, CHUNK_SHRINKING);
-        struct kvt_action *a = action_push(e, KVT_ACTION_HOST_SHRINK);
-        a->offset = offset;
-        a->bytes = h->chunk_bytes;
+        chunk_shrink(e, i);
     }
 }
 
@@ -462,10 +466,12 @@ void host_grown(struct kvt_engine *e, uint64_t offset, uint64_t bytes, int code)
     KVT_ASSERT(bytes == h->chunk_bytes);
     KVT_ASSERT(chunk < h->chunk_count);
     KVT_ASSERT(h->chunks[chunk] == CHUNK_GROWING);
-    if (code == 0) {
-        code = kvt_ranges_add(&h->space, offset, bytes);
+    if (code == 0 && kvt_ranges_add(&h->space, offset, bytes) != 0) {
+        chunk_shrink(e, chunk); /* it is there, and cannot be written down */
+        code = -KVT_ENOMEM;
+    } else {
+        chunk_state_set(e, chunk, code == 0 ? CHUNK_READY : CHUNK_ABSENT);
     }
-    chunk_state_set(e, chunk, code == 0 ? CHUNK_READY : CHUNK_ABSENT);
     h->full = code != 0;
     e->epoch++;
     h->sweep_due = true;

@@ -38,6 +38,7 @@ struct build {
     struct id_list step;   /* all that the step's commit waits for */
     uint8_t traffic;
     bool no_memory;
+    bool window_attached;  /* to one of the programs */
     struct kvt_op nothing; /* written to when there is no memory, and never read */
 };
 
@@ -541,6 +542,11 @@ static void program_flush(struct build *b, struct kvt_program **out) {
         return;
     }
     struct kvt_program *program = *out;
+    if (!b->window_attached && ops_window_attach(&b->s->ops, program) != 0) {
+        b->no_memory = true;
+        return;
+    }
+    b->window_attached = true;
     program->op_count = b->op_count;
     program->copy_count = b->copy_count;
     program->dep_count = b->dep_count;
@@ -552,13 +558,6 @@ static void program_flush(struct build *b, struct kvt_program **out) {
         memcpy(program->deps, b->dep, b->dep_count * sizeof(*b->dep));
     }
     b->op_count = b->copy_count = b->dep_count = 0;
-}
-
-static void program_push(struct kvt_engine *e, struct session *s, struct kvt_program *program) {
-    struct kvt_action *a = action_push(e, KVT_ACTION_PROGRAM);
-    a->device = s->device;
-    a->session = session_index(e, s);
-    a->program = program;
 }
 
 static void build_free(struct build *b) {
@@ -583,9 +582,55 @@ static void shape_of_step(const struct build *b, uint32_t at, uint32_t *lengths,
         .rows = sc->rows, .lengths = lengths, .tokens = sc->tokens, .count = sc->row_count};
 }
 
+/* What building changes, to go back to if memory runs out on the way. */
+struct undo {
+    struct slot slots[KVT_SLOTS_MAX];
+    uint32_t slot_cursor;
+    uint64_t position;
+    struct guess guess;
+    struct op_record guessed[KVT_SLOTS_MAX]; /* records of the guess's fills */
+    struct op_window ops;
+    struct kvt_counters of_session, of_cache;
+    uint32_t action_count;
+};
+
+static void undo_note(const struct build *b, struct undo *u) {
+    const struct session *s = b->s;
+    memcpy(u->slots, s->slots, sizeof(u->slots));
+    u->slot_cursor = s->slot_cursor;
+    u->position = s->position;
+    u->guess = s->guess;
+    for (uint32_t i = 0; s->guess.active && i < s->guess.pieces.piece_count; i++) {
+        u->guessed[i] = *ops_find(&s->ops, s->guess.op[i]);
+    }
+    u->ops = s->ops;
+    u->of_session = s->counters;
+    u->of_cache = b->c->counters;
+    u->action_count = b->e->queue.count;
+}
+
+/* `next` gets back what the guess took of it. The only actions since then are cancels. */
+static void undo_apply(struct build *b, const struct undo *u, struct pieces *next) {
+    struct session *s = b->s;
+    memcpy(s->slots, u->slots, sizeof(u->slots));
+    s->slot_cursor = u->slot_cursor;
+    s->position = u->position;
+    if (s->guess.pieces.piece != u->guess.pieces.piece) {
+        *next = s->guess.pieces;
+    }
+    s->guess = u->guess;
+    s->ops = u->ops;
+    for (uint32_t i = 0; s->guess.active && i < s->guess.pieces.piece_count; i++) {
+        *ops_find(&s->ops, s->guess.op[i]) = u->guessed[i];
+    }
+    s->counters = u->of_session;
+    b->c->counters = u->of_cache;
+    b->e->queue.count = u->action_count;
+}
+
 /* Builds and hands over everything of the schedule that is being opened: `steps` holds its steps'
  * pieces, whose slots are assigned here; `next` (may be NULL) those of a guessed next step.
- * -KVT_ENOMEM: nothing was handed over; the session's slots are as they were. */
+ * -KVT_ENOMEM: nothing was handed over; slots, guess and records are as they were. */
 int programs_emit(struct kvt_engine *e, struct session *s, struct pieces *steps,
                   struct pieces *next) {
     struct schedule *sc = &s->schedule;
@@ -600,13 +645,15 @@ int programs_emit(struct kvt_engine *e, struct session *s, struct pieces *steps,
     }
     uint32_t *lengths = malloc((sc->row_count + 1) * sizeof(*lengths));
     b.layer = calloc(sc->cache->family->layer_count, sizeof(*b.layer));
-    if (lengths == NULL || b.layer == NULL || ops_reserve(&s->ops, ops + KVT_SLOTS_MAX) != 0) {
+    if (lengths == NULL || b.layer == NULL || ops_reserve(&s->ops, ops + KVT_SLOTS_MAX + 1) != 0) {
         free(lengths);
         build_free(&b);
         return -KVT_ENOMEM;
     }
+    struct undo undo;
+    undo_note(&b, &undo);
     struct step_shape shape;
-    for (uint32_t i = 0; i < sc->steps; i++) {
+    for (uint32_t i = 0; i < sc->steps && !b.no_memory; i++) {
         shape_of_step(&b, i, lengths, &shape);
         pieces_mark_sources(e, sc->cache, &shape);
         step_build(&b, &steps[i], i);
@@ -620,56 +667,19 @@ int programs_emit(struct kvt_engine *e, struct session *s, struct pieces *steps,
             program_flush(&b, &programs[sc->steps]);
         }
     }
-    /* Slots and records are changed already: a process that is out of memory here ends, as it would
-     * by the kernel's hand. */
-    KVT_ASSERT(!b.no_memory);
+    if (b.no_memory) {
+        undo_apply(&b, &undo, next);
+    } else {
+        s->ops.window_sent = s->ops.capacity;
+    }
     for (uint32_t i = 0; i <= sc->steps; i++) {
-        if (programs[i] != NULL) {
+        if (b.no_memory) {
+            kvt_program_free(programs[i]);
+        } else if (programs[i] != NULL) {
             program_push(e, s, programs[i]);
         }
     }
     free(lengths);
     build_free(&b);
-    return 0;
-}
-
-/* An operation that completes when the worker has posted the schedule's last step. */
-int end_op_emit(struct kvt_engine *e, struct session *s) {
-    struct schedule *sc = &s->schedule;
-    struct kvt_program *program = kvt_program_create(session_index(e, s), 1, 0, 0);
-    if (program == NULL || ops_reserve(&s->ops, 1) != 0) {
-        kvt_program_free(program);
-        return -KVT_ENOMEM;
-    }
-    uint64_t last = sc->first_step + sc->steps - 1;
-    program->op_count = 1;
-    program->ops[0] = (struct kvt_op){.id = ops_add(&s->ops, ROLE_END, sc->cache->id, last, 0),
-                                      .kind = KVT_OP_STEP,
-                                      .step_wait = last};
-    program_push(e, s, program);
-    return 0;
-}
-
-/* One operation of role MIGRATE with these copies. */
-int copy_op_emit(struct kvt_engine *e, struct session *s, const struct kvt_copy *copies,
-                 uint32_t count) {
-    struct kvt_program *program = kvt_program_create(session_index(e, s), 1, count, 0);
-    if (program == NULL || ops_reserve(&s->ops, 1) != 0) {
-        kvt_program_free(program);
-        return -KVT_ENOMEM;
-    }
-    uint64_t bytes = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        program->copies[i] = copies[i];
-        bytes += copies[i].bytes;
-    }
-    s->ops.migrates++;
-    program->op_count = 1;
-    program->copy_count = count;
-    program->ops[0] = (struct kvt_op){.id = ops_add(&s->ops, ROLE_MIGRATE, 0, 0, bytes),
-                                      .kind = KVT_OP_COPY,
-                                      .traffic = KVT_CLASS_PREFILL,
-                                      .copy_count = count};
-    program_push(e, s, program);
-    return 0;
+    return b.no_memory ? -KVT_ENOMEM : 0;
 }

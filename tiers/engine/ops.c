@@ -1,5 +1,5 @@
 /* Records of a session's operations: a window over ascending ids. An id below the window is
- * complete and forgotten.
+ * complete and forgotten. And programs of a single operation.
  */
 #include "tiers/engine/state.h"
 
@@ -25,6 +25,19 @@ int ops_reserve(struct op_window *w, uint64_t more) {
     free(w->records);
     w->records = grown;
     w->capacity = capacity;
+    return 0;
+}
+
+/* The window has grown: so must what the issuer keeps of it. */
+int ops_window_attach(const struct op_window *w, struct kvt_program *program) {
+    if (w->window_sent >= w->capacity) {
+        return 0;
+    }
+    program->window = calloc(w->capacity / 64, sizeof(uint64_t));
+    if (program->window == NULL) {
+        return -KVT_ENOMEM;
+    }
+    program->window_capacity = w->capacity;
     return 0;
 }
 
@@ -62,4 +75,53 @@ void ops_trim(struct op_window *w) {
         }
         w->base++;
     }
+}
+
+/* ---- handing over ------------------------------------------------------------------------------- */
+
+void program_push(struct kvt_engine *e, struct session *s, struct kvt_program *program) {
+    struct kvt_action *a = action_push(e, KVT_ACTION_PROGRAM);
+    a->device = s->device;
+    a->session = session_index(e, s);
+    a->program = program;
+}
+
+/* An operation that completes when the worker has posted the schedule's last step. */
+void end_op_emit(struct kvt_engine *e, struct session *s) {
+    struct schedule *sc = &s->schedule;
+    struct kvt_program *program = sc->end_program; /* and there is room for its record */
+    KVT_ASSERT(program != NULL);
+    sc->end_program = NULL;
+    uint64_t last = sc->first_step + sc->steps - 1;
+    program->op_count = 1;
+    program->ops[0] = (struct kvt_op){.id = ops_add(&s->ops, ROLE_END, sc->cache->id, last, 0),
+                                      .kind = KVT_OP_STEP,
+                                      .step_wait = last};
+    program_push(e, s, program);
+}
+
+/* One operation of role MIGRATE with these copies. */
+int copy_op_emit(struct kvt_engine *e, struct session *s, const struct kvt_copy *copies,
+                 uint32_t count) {
+    struct kvt_program *program = kvt_program_create(session_index(e, s), 1, count, 0);
+    if (program == NULL || ops_reserve(&s->ops, 2) != 0 || /* the schedule's end keeps one */
+        ops_window_attach(&s->ops, program) != 0) {
+        kvt_program_free(program);
+        return -KVT_ENOMEM;
+    }
+    s->ops.window_sent = s->ops.capacity;
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        program->copies[i] = copies[i];
+        bytes += copies[i].bytes;
+    }
+    s->ops.migrates++;
+    program->op_count = 1;
+    program->copy_count = count;
+    program->ops[0] = (struct kvt_op){.id = ops_add(&s->ops, ROLE_MIGRATE, 0, 0, bytes),
+                                      .kind = KVT_OP_COPY,
+                                      .traffic = KVT_CLASS_PREFILL,
+                                      .copy_count = count};
+    program_push(e, s, program);
+    return 0;
 }

@@ -14,14 +14,9 @@ static void set_bit(struct kvt_outstanding *o, uint64_t id) {
     o->bits[at / 64] |= UINT64_C(1) << (at % 64);
 }
 
-/* Makes room for ids [base, id]. */
-static void grow(struct kvt_outstanding *o, uint64_t id) {
-    struct kvt_outstanding larger = {.base = o->base, .last = o->last, .capacity = 1024};
-    while (larger.capacity <= id - o->base) {
-        larger.capacity *= 2;
-    }
-    larger.bits = calloc(larger.capacity / 64, sizeof(uint64_t));
-    KVT_ASSERT(larger.bits != NULL);
+void kvt_outstanding_move(struct kvt_outstanding *o, uint64_t *bits, uint64_t capacity) {
+    struct kvt_outstanding larger = {
+        .bits = bits, .base = o->base, .last = o->last, .capacity = capacity};
     if (o->capacity != 0) {
         for (uint64_t i = o->base; i <= o->last; i++) {
             if (kvt_outstanding_has(o, i)) {
@@ -31,6 +26,17 @@ static void grow(struct kvt_outstanding *o, uint64_t id) {
     }
     free(o->bits);
     *o = larger;
+}
+
+/* Makes room for ids [base, id]. */
+static void grow(struct kvt_outstanding *o, uint64_t id) {
+    uint64_t capacity = 1024;
+    while (capacity <= id - o->base) {
+        capacity *= 2;
+    }
+    uint64_t *bits = calloc(capacity / 64, sizeof(uint64_t));
+    KVT_ASSERT(bits != NULL);
+    kvt_outstanding_move(o, bits, capacity);
 }
 
 void kvt_outstanding_add(struct kvt_outstanding *o, uint64_t id) {

@@ -16,7 +16,12 @@ struct kvt_outstanding {
 /* Zeroed memory is an empty set. Frees what it holds and leaves it empty. */
 void kvt_outstanding_clear(struct kvt_outstanding *o);
 
-/* Adds `id`, which is larger than every id before. Grows; asserts that there is memory. */
+/* Goes on in `bits`, zeroed memory for `capacity` bits (a power of two, more than it has), which it
+ * takes over. */
+void kvt_outstanding_move(struct kvt_outstanding *o, uint64_t *bits, uint64_t capacity);
+
+/* Adds `id`, which is larger than every id before. Where the room that it was given does not suffice
+ * it grows, and asserts that there is memory. */
 void kvt_outstanding_add(struct kvt_outstanding *o, uint64_t id);
 
 /* `id` is outstanding. Amortised O(1). */

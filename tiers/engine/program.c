@@ -29,5 +29,8 @@ struct kvt_program *kvt_program_create(uint32_t session, uint32_t ops_max, uint3
 }
 
 void kvt_program_free(struct kvt_program *p) {
+    if (p) {
+        free(p->window);
+    }
     free(p);
 }

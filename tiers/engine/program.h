@@ -64,6 +64,10 @@ struct kvt_program {
     struct kvt_op *ops; /* the arrays lie in the program's own allocation */
     struct kvt_copy *copies;
     uint64_t *deps;
+    /* Zeroed bits for the issuer's set of what is outstanding, so that it needs no memory to take the
+     * program over: owned, or NULL if what it has suffices. */
+    uint64_t *window;
+    uint64_t window_capacity;
     /* The issuer's own. */
     struct kvt_op_progress *progress;
     struct kvt_program *next;

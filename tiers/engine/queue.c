@@ -74,6 +74,8 @@ void queue_drop(struct kvt_engine *e, struct session *s) {
         if (s->evicted) {
             answer_error(e, session_index(e, s), p->request.tag, -KVT_EEVICTED,
                          "the worker was evicted by an administrator; attach again");
+        } else {
+            answer_drop(e);
         }
         queue_remove(e, s, 0);
     }
@@ -310,11 +312,16 @@ static void acquire_open(struct kvt_engine *e, struct session *s, const struct k
 
 void request_enter(struct kvt_engine *e, const struct kvt_request *r) {
     struct session *s = &e->sessions[r->session];
+    if (s->hung && !s->evicted) {
+        return;
+    }
+    if (!answer_reserve(e)) {
+        answer_error(e, r->session, r->tag, -KVT_ENOMEM, "%s", kvt_error_text(-KVT_ENOMEM));
+        return;
+    }
     if (s->hung) {
-        if (s->evicted) {
-            answer_error(e, r->session, r->tag, -KVT_EEVICTED,
-                         "the worker was evicted by an administrator; attach again");
-        }
+        answer_error(e, r->session, r->tag, -KVT_EEVICTED,
+                     "the worker was evicted by an administrator; attach again");
         return;
     }
     if (r->kind == KVT_REQUEST_ABORT) {

@@ -36,6 +36,19 @@ static void move_push(struct moves *m, struct dev_place from, uint64_t from_offs
                                                   .bytes = bytes};
 }
 
+static int moves_reserve(struct moves *m, uint32_t more) {
+    if (more <= m->room - m->count) {
+        return 0;
+    }
+    struct kvt_sched_move *grown = realloc(m->move, (size_t)(m->count + more) * sizeof(*grown));
+    if (grown == NULL) {
+        return -KVT_ENOMEM;
+    }
+    m->move = grown;
+    m->room = m->count + more;
+    return 0;
+}
+
 /* Tails of resident layers of a segment worker. */
 static void cow_moves(const struct kvt_engine *e, const struct cache *c, const struct schedule *sc,
                       struct moves *m) {
@@ -178,7 +191,8 @@ static void planes_revert(struct cache *c, struct schedule *sc) {
     }
 }
 
-static int schedule_fill(struct schedule *sc, struct step_plan *plan, uint64_t first_step) {
+static int schedule_fill(struct kvt_engine *e, struct schedule *sc, struct step_plan *plan,
+                         uint64_t first_step) {
     struct cache *c = plan->cache;
     *sc = (struct schedule){.phase = PHASE_OPEN,
                             .cache = c,
@@ -194,8 +208,9 @@ static int schedule_fill(struct schedule *sc, struct step_plan *plan, uint64_t f
     sc->need_from = calloc(plan->steps, sizeof(*sc->need_from));
     sc->lengths = calloc(plan->count + 1, sizeof(*sc->lengths));
     sc->fresh_from = calloc(c->row_count, sizeof(*sc->fresh_from));
-    if (sc->first_op == NULL || sc->need_to == NULL || sc->need_from == NULL ||
-        sc->lengths == NULL || sc->fresh_from == NULL) {
+    sc->end_program = kvt_program_create(c->session, 1, 0, 0);
+    if (sc->end_program == NULL || sc->first_op == NULL || sc->need_to == NULL ||
+        sc->need_from == NULL || sc->lengths == NULL || sc->fresh_from == NULL) {
         return -KVT_ENOMEM;
     }
     for (uint32_t i = 0; i < plan->count; i++) {
@@ -217,6 +232,7 @@ static void schedule_clear(struct schedule *sc) {
     free(sc->fresh_from);
     free(sc->cows);
     free(sc->old_planes_row);
+    kvt_program_free(sc->end_program);
     *sc = (struct schedule){0};
 }
 
@@ -365,10 +381,10 @@ static uint32_t plane_moves_most(const struct cache *c, const struct schedule *s
 
 /* ---- opening --------------------------------------------------------------------------------------------- */
 
+/* `lengths` is scratch, of each row that takes part. */
 static int steps_build(struct kvt_engine *e, struct schedule *sc, struct pieces *steps,
-                       uint32_t count) {
-    uint32_t *lengths = malloc((sc->row_count + 1) * sizeof(*lengths));
-    int rc = lengths == NULL ? -KVT_ENOMEM : 0;
+                       uint32_t count, uint32_t *lengths) {
+    int rc = 0;
     for (uint32_t at = 0; at < count && rc == 0; at++) {
         for (uint32_t i = 0; i < sc->row_count; i++) {
             lengths[i] = sc->lengths[i] + at * sc->tokens[i];
@@ -377,7 +393,6 @@ static int steps_build(struct kvt_engine *e, struct schedule *sc, struct pieces 
             .rows = sc->rows, .lengths = lengths, .tokens = sc->tokens, .count = sc->row_count};
         rc = pieces_build(e, sc->cache, &shape, &steps[at]);
     }
-    free(lengths);
     return rc;
 }
 
@@ -442,8 +457,12 @@ int schedule_open(struct kvt_engine *e, struct session *s, struct step_plan *pla
     struct moves lead = {0};
     struct pieces next = {0};
     uint32_t planned = plan->steps;
+    struct dev_place places[KVT_LAYERS_MAX]; /* of the old planes, to go back to */
+    bool moved = false;
     struct pieces *steps = calloc(planned, sizeof(*steps));
-    int rc = steps == NULL ? -KVT_ENOMEM : schedule_fill(sc, plan, s->step_next);
+    uint32_t *lengths = malloc((plan->count + 1) * sizeof(*lengths));
+    int rc =
+        steps == NULL || lengths == NULL ? -KVT_ENOMEM : schedule_fill(e, sc, plan, s->step_next);
     if (rc == 0) {
         rc = cows_apply(e, sc);
     }
@@ -453,15 +472,22 @@ int schedule_open(struct kvt_engine *e, struct session *s, struct step_plan *pla
     }
     if (rc == 0) {
         cow_moves(e, c, sc, &lead);
-        rc = lead.no_memory ? -KVT_ENOMEM : steps_build(e, sc, steps, sc->steps);
+        rc = lead.no_memory ? -KVT_ENOMEM : steps_build(e, sc, steps, sc->steps, lengths);
     }
     if (rc == 0) {
         rc = ring_fit(s, sc, steps, lead.count + plane_moves_most(c, sc), text);
     }
     if (rc == 0 && sc->old_planes_row != NULL) {
+        rc = moves_reserve(&lead, plane_moves_most(c, sc));
+    }
+    if (rc == 0 && sc->old_planes_row != NULL) {
+        moved = chained;
+        if (chained) {
+            memcpy(places, sc->old_planes->place, c->family->layer_count * sizeof(*places));
+        }
         planes_move(e, c, sc, chained, &lead);
         KVT_ASSERT(!lead.no_memory);
-        rc = steps_build(e, sc, steps, sc->steps); /* again: now the places are known */
+        rc = steps_build(e, sc, steps, sc->steps, lengths); /* again, now with the places */
         KVT_ASSERT(rc == 0);
     }
     if (rc == 0) {
@@ -476,6 +502,10 @@ int schedule_open(struct kvt_engine *e, struct session *s, struct step_plan *pla
             moved_from_free(e, sc, true);
         }
     } else if (sc->phase != PHASE_NONE) {
+        if (moved) {
+            planes_chain_undo(e, sc->old_planes, c->planes, places);
+            sc->moved_in_place = false;
+        }
         planes_revert(c, sc);
         schedule_close(e, s, false);
     }
@@ -483,6 +513,7 @@ int schedule_open(struct kvt_engine *e, struct session *s, struct step_plan *pla
         pieces_free(&steps[i]);
     }
     free(steps);
+    free(lengths);
     free(lead.move);
     pieces_free(&next);
     return rc;

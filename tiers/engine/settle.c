@@ -342,9 +342,9 @@ int step_request(struct kvt_engine *e, struct session *s, struct pending *p, cha
                             "step: the slots of this session are fixed by "
                             "an offloaded-static cache; attach once more for another cache");
         }
-        if (rc < 0) {
-            settle_undo(e, c);
-        }
+    }
+    if (rc < 0) {
+        settle_undo(e, c); /* also what earlier attempts have gathered */
     }
     if (rc == KVT_READY) {
         uint32_t before = c->capacity;

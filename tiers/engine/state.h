@@ -233,8 +233,9 @@ struct op_window {
     uint64_t base;     /* smallest id that is kept */
     uint64_t next;     /* id of the next operation */
     uint64_t outstanding;
-    uint64_t guesses;  /* of these, fills that no schedule has named yet */
-    uint64_t migrates; /* of these, copies of a migration */
+    uint64_t guesses;     /* of these, fills that no schedule has named yet */
+    uint64_t migrates;    /* of these, copies of a migration */
+    uint64_t window_sent; /* capacity that the issuer has for its own set */
 };
 
 struct slot {
@@ -306,7 +307,8 @@ struct schedule {
     bool planes_kept;          /* the moves end where they began: addresses are fixed */
     uint32_t *lengths;         /* [row that takes part] before the first step */
     uint32_t *fresh_from; /* [row of the cache] tokens from here on may still be on their way */
-    bool answer_abort;    /* somebody waits for the end of the abort */
+    struct kvt_program *end_program; /* for the step counter after a failure: owned */
+    bool answer_abort;               /* somebody waits for the end of the abort */
     uint64_t abort_tag;
 };
 
@@ -410,6 +412,10 @@ struct kvt_engine {
     uint16_t *extent_generation;
     struct action_queue queue;
     struct kvt_answer *last_answer; /* of the action taken last; owned */
+    /* Room for answers is taken when requests come in, so that none is lost for want of memory: as
+     * much as there are requests without an answer, and one to refuse another. */
+    struct answer_room *answers;
+    struct answer_room *refusal;
 };
 
 #define EXTENTS_MAX    65536u
@@ -423,11 +429,21 @@ void queue_expire(struct kvt_engine *e, struct session *s);
 uint64_t pending_deadline_ms(const struct kvt_engine *e, const struct session *s,
                              const struct pending *p);
 
+/* An answer, and lengths of as many rows as there can be. */
+struct answer_room {
+    struct kvt_answer answer; /* first: what is freed */
+    uint32_t lengths[KVT_ROWS_MAX];
+    struct answer_room *next;
+};
+
 /* ---- engine.c: actions ---------------------------------------------------------------------------- */
 struct kvt_action *action_push(struct kvt_engine *e, uint32_t kind);
 /* An answer to `tag`; the caller fills more in. lengths of `cache` are added if it is not NULL. */
 struct kvt_answer *answer_push(struct kvt_engine *e, uint32_t session, uint64_t tag, int code,
                                const struct cache *cache);
+bool answer_reserve(
+    struct kvt_engine *e);              /* for a request that comes in; false: only to refuse it */
+void answer_drop(struct kvt_engine *e); /* it will have none */
 void answer_error(struct kvt_engine *e, uint32_t session, uint64_t tag, int code,
                   const char *format, ...) __attribute__((format(printf, 5, 6)));
 struct cache *cache_find(const struct kvt_engine *e, uint32_t session, uint32_t id);
@@ -542,9 +558,6 @@ void schedule_close(struct kvt_engine *e, struct session *s, bool keep_cows);
 int programs_emit(struct kvt_engine *e, struct session *s, struct pieces *steps,
                   struct pieces *next);
 void guess_discard(struct kvt_engine *e, struct session *s, uint32_t from);
-int end_op_emit(struct kvt_engine *e, struct session *s);
-int copy_op_emit(struct kvt_engine *e, struct session *s, const struct kvt_copy *copies,
-                 uint32_t count);
 
 /* ---- step.c: the life of an open schedule ----------------------------------------------------------------- */
 void step_completion(struct kvt_engine *e, struct session *s, struct op_record *r);
@@ -553,10 +566,15 @@ void step_progress(struct kvt_engine *e, struct session *s);
 
 /* ---- ops.c: op records -------------------------------------------------------------------------------------- */
 int ops_reserve(struct op_window *w, uint64_t more);
+int ops_window_attach(const struct op_window *w, struct kvt_program *program);
+void program_push(struct kvt_engine *e, struct session *s, struct kvt_program *program);
 uint64_t ops_add(struct op_window *w, uint32_t role, uint32_t cache, uint64_t step, uint64_t bytes);
 struct op_record *ops_find(const struct op_window *w, uint64_t id);
 void ops_complete(struct op_window *w, struct op_record *r, uint32_t status);
 void ops_trim(struct op_window *w);
+void end_op_emit(struct kvt_engine *e, struct session *s);
+int copy_op_emit(struct kvt_engine *e, struct session *s, const struct kvt_copy *copies,
+                 uint32_t count);
 /* Whether nothing is in flight but fills that nobody has named and copies of a migration. */
 static inline bool ops_drained(const struct op_window *w) {
     return w->outstanding == w->guesses + w->migrates;

@@ -95,7 +95,9 @@ static void schedule_end(struct kvt_engine *e, struct session *s) {
         s->counters.steps_failed += steps;
         sc->cache->counters.steps_failed += steps;
     }
-    if (sc->answer_abort && !s->hung) {
+    if (sc->answer_abort && s->hung) {
+        answer_drop(e);
+    } else if (sc->answer_abort) {
         (void)answer_push(e, session_index(e, s), sc->abort_tag, 0, sc->cache);
     }
     schedule_close(e, s, !sc->cow_failed && sc->cow_ops_left == 0);
@@ -114,7 +116,8 @@ void step_progress(struct kvt_engine *e, struct session *s) {
         if (KVT_BROKEN(e->rules, KVT_BREAK_ABORT_IGNORES_STEP)) {
             slots_post_all(e, s);
             schedule_end(e, s);
-        } else if (end_op_emit(e, s) == 0) { /* no memory: again at the next tick */
+        } else {
+            end_op_emit(e, s);
             slots_post_all(e, s);
             sc->phase = PHASE_STOP;
         }
