@@ -6,11 +6,23 @@
 #include "tiers/host/futex.h"
 
 #include <stdio.h>
+#include <string.h>
 #include <time.h>
 
 struct kvt_act kvt_act;
 
 static const struct kvt_driver_ops *const cpu = &kvt_cpu_driver_ops;
+
+/* With post_behind: who is in flight, by tag. Copy thread. */
+static struct {
+    uint32_t kind; /* 0: nothing; 1: a copy; 2: a post */
+    uint32_t stream;
+    uint32_t session;
+    uint32_t slot;
+    uint64_t value;
+    uint64_t number; /* in the order of submission */
+} flights[KVT_DRIVER_TAGS_MAX];
+static uint64_t flights_begun;
 
 static void pause_us(uint32_t us) {
     struct timespec t = {.tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000L};
@@ -21,6 +33,8 @@ static int act_open(const struct kvt_driver_config *c, struct kvt_driver **out,
                     struct kvt_driver_info *info, char *text) {
     int rc = cpu->open(c, out, info, text);
     info->can_sleep = kvt_act.can_sleep;
+    info->post_behind = kvt_act.post_behind;
+    memset(flights, 0, sizeof(flights));
     return rc;
 }
 
@@ -73,19 +87,63 @@ static int act_copy(struct kvt_driver *d, uint32_t stream, const struct kvt_copy
         __atomic_sub_fetch(&kvt_act.copy_refused, 1, __ATOMIC_RELAXED);
         return -KVT_EINVAL;
     }
-    return cpu->copy(d, stream, c, tag);
+    int rc = cpu->copy(d, stream, c, tag);
+    if (rc == 0) {
+        KVT_ASSERT(flights[tag].kind == 0);
+        flights[tag].kind = 1;
+        flights[tag].stream = stream;
+        flights[tag].number = ++flights_begun;
+    }
+    return rc;
 }
 
 static int act_post(struct kvt_driver *d, uint32_t stream, uint32_t session, uint32_t slot,
-                    uint64_t value) {
-    return __atomic_load_n(&kvt_act.post_lost, __ATOMIC_RELAXED)
-               ? -KVT_EDEVICE
-               : cpu->post(d, stream, session, slot, value);
+                    uint64_t value, uint32_t tag) {
+    if (__atomic_load_n(&kvt_act.post_lost, __ATOMIC_RELAXED)) {
+        return -KVT_EDEVICE;
+    }
+    if (!kvt_act.post_behind) {
+        return cpu->post(d, stream, session, slot, value, tag);
+    }
+    KVT_ASSERT(flights[tag].kind == 0);
+    flights[tag].kind = 2;
+    flights[tag].stream = stream;
+    flights[tag].session = session;
+    flights[tag].slot = slot;
+    flights[tag].value = value;
+    flights[tag].number = ++flights_begun;
+    return 0;
+}
+
+/* Whether everything that the post's stream got before it is complete. */
+static bool is_due(uint32_t post) {
+    for (uint32_t tag = 0; tag < KVT_DRIVER_TAGS_MAX; tag++) {
+        if (flights[tag].kind != 0 && flights[tag].stream == flights[post].stream &&
+            flights[tag].number < flights[post].number) {
+            return false;
+        }
+    }
+    return true;
 }
 
 static int act_poll(struct kvt_driver *d, uint32_t *tags, bool *ok, uint32_t max) {
-    return __atomic_load_n(&kvt_act.poll_lost, __ATOMIC_RELAXED) ? -KVT_EDEVICE
-                                                                 : cpu->poll(d, tags, ok, max);
+    if (__atomic_load_n(&kvt_act.poll_lost, __ATOMIC_RELAXED)) {
+        return -KVT_EDEVICE;
+    }
+    int count = cpu->poll(d, tags, ok, max);
+    for (int i = 0; i < count; i++) {
+        flights[tags[i]].kind = 0;
+    }
+    bool held = __atomic_load_n(&kvt_act.posts_held, __ATOMIC_ACQUIRE);
+    for (uint32_t tag = 0; !held && tag < KVT_DRIVER_TAGS_MAX && count < (int)max; tag++) {
+        if (flights[tag].kind == 2 && is_due(tag)) {
+            ok[count] = cpu->post(d, flights[tag].stream, flights[tag].session, flights[tag].slot,
+                                  flights[tag].value, tag) == 0;
+            tags[count++] = tag;
+            flights[tag].kind = 0;
+        }
+    }
+    return count;
 }
 
 static void act_wait(struct kvt_driver *d, const struct kvt_counter *const *counters,

@@ -8,7 +8,9 @@
 /* "atomic": may be changed while the device runs. */
 struct kvt_act {
     bool can_sleep;
-    bool patient;           /* wait has no time limit: who misses a store hangs */
+    bool post_behind; /* posts are done behind the copies of their stream, and given back by poll */
+    bool posts_held;  /* atomic: with post_behind, no post is done */
+    bool patient;     /* wait has no time limit: who misses a store hangs */
     uint32_t page_delay_us; /* page_added takes so long */
     bool page_refused;
     uint32_t copy_refused; /* atomic: so many copies are refused */

@@ -321,15 +321,15 @@ static struct kvt_control_page page;
 static void test_posts(void) {
     memset(&page, 0, sizeof(page));
     start(1 * MIB, 1);
-    CU_ASSERT_EQUAL(ops->post(driver, 0, 3, 5, 9), -KVT_ESTATE);
+    CU_ASSERT_EQUAL(ops->post(driver, 0, 3, 5, 9, 0), -KVT_ESTATE);
     CU_ASSERT_EQUAL(ops->page_added(driver, 65536, &page, text), -KVT_EINVAL);
     CU_ASSERT_EQUAL(ops->page_added(driver, 3, &page, text), 0);
-    CU_ASSERT_EQUAL(ops->post(driver, 0, 3, 5, 9), 0);
+    CU_ASSERT_EQUAL(ops->post(driver, 0, 3, 5, 9, 0), 0);
     CU_ASSERT_EQUAL(page.ready[5].value, 9);
     CU_ASSERT_EQUAL(page.ready[5].wake, 1);
-    CU_ASSERT_EQUAL(ops->post(driver, 0, 4, 5, 10), -KVT_ESTATE);
+    CU_ASSERT_EQUAL(ops->post(driver, 0, 4, 5, 10, 0), -KVT_ESTATE);
     ops->page_removed(driver, 3);
-    CU_ASSERT_EQUAL(ops->post(driver, 0, 3, 5, 10), -KVT_ESTATE);
+    CU_ASSERT_EQUAL(ops->post(driver, 0, 3, 5, 10, 0), -KVT_ESTATE);
     CU_ASSERT_EQUAL(page.ready[5].value, 9);
     stop();
 }
@@ -365,7 +365,7 @@ static void play_turns(bool forbid_waitv, uint32_t turns) {
     for (uint64_t g = 1; g <= TURNS; g++) {
         const struct kvt_counter *counters[KVT_SLOTS_MAX];
         uint32_t seen[KVT_SLOTS_MAX];
-        CU_ASSERT_EQUAL(ops->post(driver, 0, 0, (uint32_t)(g % KVT_SLOTS_MAX), g), 0);
+        CU_ASSERT_EQUAL(ops->post(driver, 0, 0, (uint32_t)(g % KVT_SLOTS_MAX), g, 0), 0);
         for (;;) {
             for (uint32_t s = 0; s < KVT_SLOTS_MAX; s++) {
                 counters[s] = &page.done[s];

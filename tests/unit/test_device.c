@@ -472,6 +472,91 @@ static void test_lost_in_poll(void) {
     lose(&kvt_act.poll_lost, "copying", 20);
 }
 
+/* ---- a driver that posts behind copies ---------------------------------------------------------- */
+
+static void start_behind(void) {
+    memset(&kvt_act, 0, sizeof(kvt_act));
+    kvt_act.post_behind = true;
+    start_config((struct kvt_rig_config){.copy_threads = 1, .inflight_max = 2, .spin_us = 10});
+}
+
+static void hold_posts(bool held) {
+    __atomic_store_n(&kvt_act.posts_held, held, __ATOMIC_RELEASE);
+}
+
+static void expect_no_event(uint32_t us) {
+    struct kvt_device_event e;
+    pause_us(us);
+    CU_ASSERT_FALSE(kvt_device_event(rig.device, &e));
+}
+
+static void test_post_behind(void) {
+    start_behind();
+    one_piece();
+    kvt_rig_open(&rig, 0, pages[0]);
+    kvt_rig_submit(&rig, fills(0, 1, 50, 3000)); /* far more than there are tags */
+    for (uint32_t i = 1; i <= 50; i++) {
+        expect_completion(0, i, KVT_DONE, 3000);
+    }
+    CU_ASSERT_EQUAL(ready(0), 50);
+    CU_ASSERT_EQUAL(kvt_rig_close(&rig, 0), 0);
+    stop();
+}
+
+/* The engine may let the page go once the fill is complete: so it is not before its post is done. */
+static void test_fill_waits_for_its_post(void) {
+    start_behind();
+    hold_posts(true);
+    kvt_rig_open(&rig, 0, pages[0]);
+    kvt_rig_submit(&rig, fills(0, 1, 1, 100));
+    expect_no_event(20000);
+    CU_ASSERT_EQUAL(ready(0), 0);
+    kvt_rig_command(&rig, &(struct kvt_device_command){.kind = KVT_DEVICE_SESSION_CLOSE});
+    expect_no_event(20000); /* nor is the session drained */
+    CU_ASSERT_EQUAL(kvt_act.pages, 1);
+    hold_posts(false);
+    expect_completion(0, 1, KVT_DONE, 100);
+    CU_ASSERT_EQUAL(kvt_rig_event(&rig).kind, KVT_DEVICE_DRAINED);
+    CU_ASSERT_EQUAL(ready(0), 1);
+    CU_ASSERT_EQUAL(kvt_act.pages, 0);
+    stop();
+}
+
+static void test_lost_with_posts_in_flight(void) {
+    start_behind();
+    hold_posts(true);
+    kvt_rig_open(&rig, 0, pages[0]);
+    kvt_rig_submit(&rig, fills(0, 1, 2, 100));
+    expect_no_event(20000);
+    __atomic_store_n(&kvt_act.poll_lost, true, __ATOMIC_RELAXED);
+    uint32_t failed = 0;
+    bool lost = false;
+    while (failed < 2 || !lost) {
+        struct kvt_device_event e = kvt_rig_event(&rig);
+        lost |= e.kind == KVT_DEVICE_LOST;
+        failed += e.kind == KVT_DEVICE_COMPLETION && e.completion.status == KVT_FAILED;
+    }
+    CU_ASSERT_EQUAL(ready(0), 0);
+    CU_ASSERT_EQUAL(kvt_rig_close(&rig, 0), 0);
+    stop();
+}
+
+static void test_page_refused_with_posts_behind(void) {
+    start_behind();
+    kvt_act.page_refused = true;
+    kvt_rig_open(&rig, 0, pages[0]);
+    kvt_rig_submit(&rig, fills(0, 1, 1, 0)); /* an empty fill only posts */
+    bool failed = false;
+    bool said = false;
+    while (!failed || !said) {
+        struct kvt_device_event e = kvt_rig_event(&rig);
+        said |= e.kind == KVT_DEVICE_SESSION_FAILED;
+        failed |= e.kind == KVT_DEVICE_COMPLETION && e.completion.status == KVT_FAILED;
+    }
+    CU_ASSERT_EQUAL(kvt_rig_close(&rig, 0), 0);
+    stop();
+}
+
 /* ---- two devices ------------------------------------------------------------------------------- */
 
 struct side {
@@ -605,6 +690,10 @@ int main(void) {
         {"lost in copy", test_lost_in_copy},
         {"lost in post", test_lost_in_post},
         {"lost in poll", test_lost_in_poll},
+        {"post behind", test_post_behind},
+        {"a fill waits for its post", test_fill_waits_for_its_post},
+        {"lost with posts in flight", test_lost_with_posts_in_flight},
+        {"page refused with posts behind", test_page_refused_with_posts_behind},
         {"two devices", test_two_devices},
         {"no store is lost", test_no_store_is_lost},
         CU_TEST_INFO_NULL,

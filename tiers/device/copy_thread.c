@@ -31,7 +31,7 @@ static void ask_control(struct kvt_device *d, const struct kvt_ask *ask) {
     kvt_bell_ring(&d->control_bell, 1);
 }
 
-/* ---- copies in flight ------------------------------------------------------------------------ */
+/* ---- copies and posts in flight -------------------------------------------------------------- */
 
 static struct kvt_speed *speed_of(struct kvt_device *d, const struct kvt_copy *c) {
     bool from_device = c->source.tier == KVT_TIER_GPU;
@@ -42,12 +42,12 @@ static struct kvt_speed *speed_of(struct kvt_device *d, const struct kvt_copy *c
     return to_device ? &d->speed_to : &d->speed_from;
 }
 
-static void flight_begin(struct kvt_device *d, uint32_t tag, const struct kvt_copy *c) {
-    KVT_ASSERT(tag < KVT_DRIVER_INFLIGHT_MAX);
+static void flight_begin(struct kvt_device *d, uint32_t tag, struct kvt_device_flight flight) {
+    KVT_ASSERT(tag < KVT_DRIVER_TAGS_MAX);
     struct kvt_device_flight *f = &d->flights[tag];
-    KVT_ASSERT(f->bytes == 0);
-    KVT_ASSERT(c->bytes > 0);
-    *f = (struct kvt_device_flight){.bytes = c->bytes, .speed = speed_of(d, c)};
+    KVT_ASSERT(!f->used);
+    *f = flight;
+    f->used = true;
     if (f->speed) {
         kvt_speed_begin(f->speed, now_ns());
     }
@@ -55,13 +55,13 @@ static void flight_begin(struct kvt_device *d, uint32_t tag, const struct kvt_co
 }
 
 static void flight_end(struct kvt_device *d, uint32_t tag, bool ok) {
-    KVT_ASSERT(tag < KVT_DRIVER_INFLIGHT_MAX);
+    KVT_ASSERT(tag < KVT_DRIVER_TAGS_MAX);
     struct kvt_device_flight *f = &d->flights[tag];
-    KVT_ASSERT(f->bytes > 0);
+    KVT_ASSERT(f->used);
     if (f->speed) {
         kvt_speed_end(f->speed, ok ? f->bytes : 0, now_ns());
     }
-    f->bytes = 0;
+    f->used = false;
     d->in_flight--;
     kvt_issuer_copied(d->issuer, tag, ok);
 }
@@ -72,8 +72,8 @@ static void lose(struct kvt_device *d, int code, const char *what) {
         return;
     }
     d->lost = true;
-    for (uint32_t tag = 0; tag < KVT_DRIVER_INFLIGHT_MAX; tag++) {
-        if (d->flights[tag].bytes > 0) {
+    for (uint32_t tag = 0; tag < KVT_DRIVER_TAGS_MAX; tag++) {
+        if (d->flights[tag].used) {
             flight_end(d, tag, false);
         }
     }
@@ -98,7 +98,10 @@ static bool collect(struct kvt_device *d) {
 }
 
 static void submit_copy(struct kvt_device *d, const struct kvt_issue *issue) {
-    flight_begin(d, issue->tag, &issue->copy);
+    KVT_ASSERT(issue->copy.bytes > 0);
+    flight_begin(d, issue->tag,
+                 (struct kvt_device_flight){.bytes = issue->copy.bytes,
+                                            .speed = speed_of(d, &issue->copy)});
     if (d->lost || d->sessions[issue->session].failed) {
         flight_end(d, issue->tag, false);
         return;
@@ -108,16 +111,25 @@ static void submit_copy(struct kvt_device *d, const struct kvt_issue *issue) {
         lose(d, rc, "submitting a copy");
     } else if (rc != 0) {
         flight_end(d, issue->tag, false);
-    } else {
+    } else if (!d->info.post_behind) {
         collect(d); /* a small one may be complete already, and its post is waited for */
     }
 }
 
+/* One that is done behind copies is in flight like them: the session is not drained before. */
 static void submit_post(struct kvt_device *d, const struct kvt_issue *issue) {
+    bool behind = d->info.post_behind;
+    if (behind) {
+        flight_begin(d, issue->tag, (struct kvt_device_flight){.bytes = 0});
+    }
     if (d->lost || d->sessions[issue->session].failed) {
+        if (behind) {
+            flight_end(d, issue->tag, false);
+        }
         return;
     }
-    int rc = d->ops->post(d->driver, issue->stream, issue->session, issue->slot, issue->value);
+    int rc = d->ops->post(d->driver, issue->stream, issue->session, issue->slot, issue->value,
+                          issue->tag);
     if (rc != 0) {
         lose(d, rc, "posting");
     }

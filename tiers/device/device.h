@@ -21,8 +21,9 @@
 
 /* ---- what a driver implements ----------------------------------------------------------------- */
 
-#define KVT_DRIVER_ABI          1
-#define KVT_DRIVER_INFLIGHT_MAX 256 /* copies in flight; their tags are below it */
+#define KVT_DRIVER_ABI          2
+#define KVT_DRIVER_INFLIGHT_MAX 256                           /* copies in flight */
+#define KVT_DRIVER_TAGS_MAX     (2 * KVT_DRIVER_INFLIGHT_MAX) /* tags of copies and posts: below it */
 
 struct kvt_driver_config {
     uint64_t budget_bytes;
@@ -76,9 +77,12 @@ struct kvt_driver_ops {
     /* Copy thread. -KVT_EDEVICE: the device is lost, nothing works any more. Another error of
      * `copy`: this copy was refused, and not one byte of it moved. */
     int (*copy)(struct kvt_driver *d, uint32_t stream, const struct kvt_copy *c, uint32_t tag);
+    /* Without post_behind it is done when this returns, and `tag` has no meaning. With post_behind
+     * it is done behind everything that was submitted to the stream before, and then `poll` gives
+     * its tag back like a copy's: until then the page may still be written. */
     int (*post)(struct kvt_driver *d, uint32_t stream, uint32_t session, uint32_t slot,
-                uint64_t value);
-    /* Takes up to `max` finished copies, in any order: tags[i], ok[i]. Returns how many. */
+                uint64_t value, uint32_t tag);
+    /* Takes up to `max` finished copies and posts, in any order: tags[i], ok[i]. Returns how many. */
     int (*poll)(struct kvt_driver *d, uint32_t *tags, bool *ok, uint32_t max);
     /* Sleeps until a copy finishes, one of the counters' wake words differs from `seen`, the wake
      * function is called, or timeout_us has passed. Only if can_sleep. */

@@ -62,9 +62,10 @@ struct kvt_device_session {
     struct kvt_control_page *page;
 };
 
-/* A copy that the driver has; by tag. */
+/* A copy that the driver has, or a post behind copies; by tag. */
 struct kvt_device_flight {
-    uint64_t bytes;          /* 0: none */
+    bool used;
+    uint64_t bytes;          /* 0: a post */
     struct kvt_speed *speed; /* that it counts to, or NULL */
 };
 
@@ -97,7 +98,7 @@ struct kvt_device {
     struct kvt_device_session *sessions;
     struct kvt_device_command held[KVT_HELD_MAX];
     uint32_t held_count;
-    struct kvt_device_flight flights[KVT_DRIVER_INFLIGHT_MAX];
+    struct kvt_device_flight flights[KVT_DRIVER_TAGS_MAX];
     uint32_t in_flight;
     bool lost;
     uint64_t untold_since_ns; /* the first event that the loop has not been told of; 0: none */

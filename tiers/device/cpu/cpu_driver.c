@@ -31,9 +31,8 @@ struct kvt_driver {
     struct kvt_page_map *host_pages;
     struct kvt_extents *extents;
     struct kvt_pool *pool;
-    struct kvt_copy
-        copies[KVT_DRIVER_INFLIGHT_MAX]; /* by tag: in flight, so that they are unpinned */
-    struct kvt_bell bell;                /* a copy is complete, or kvt_driver_ops.wake */
+    struct kvt_copy copies[KVT_DRIVER_TAGS_MAX]; /* by tag: in flight, so that they are unpinned */
+    struct kvt_bell bell;                        /* a copy is complete, or kvt_driver_ops.wake */
     uint32_t bell_seen;
     struct kvt_control_page *pages[SESSIONS_MAX]; /* atomic, borrowed */
 };
@@ -167,7 +166,7 @@ static void unpin(struct kvt_driver *d, const struct kvt_place *p) {
 
 static int cpu_copy(struct kvt_driver *d, uint32_t stream, const struct kvt_copy *c, uint32_t tag) {
     (void)stream; /* posts come when copies are complete: post_behind is false */
-    KVT_ASSERT(tag < KVT_DRIVER_INFLIGHT_MAX);
+    KVT_ASSERT(tag < KVT_DRIVER_TAGS_MAX);
     uint8_t *source = pin(d, &c->source, c->bytes);
     if (!source) {
         return -KVT_EINVAL;
@@ -192,8 +191,9 @@ unpin_source:
 }
 
 static int cpu_post(struct kvt_driver *d, uint32_t stream, uint32_t session, uint32_t slot,
-                    uint64_t value) {
+                    uint64_t value, uint32_t tag) {
     (void)stream;
+    (void)tag; /* done when this returns */
     KVT_ASSERT(session < SESSIONS_MAX);
     KVT_ASSERT(slot < KVT_SLOTS_MAX);
     struct kvt_control_page *page = __atomic_load_n(&d->pages[session], __ATOMIC_ACQUIRE);

@@ -22,7 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TAGS = KVT_DRIVER_INFLIGHT_MAX, RING = 2 * TAGS, DONE_WORDS = TAGS / 64 };
+enum { TAGS = KVT_DRIVER_TAGS_MAX, RING = 2 * TAGS, DONE_WORDS = TAGS / 64 };
 
 /* Up to this the hand-over to another thread costs more than the copy: measured with a worker that
  * reads each piece, 7.9 GB/s against 7.3 at 256 KiB, and twice as much at 32 KiB. The copy thread is

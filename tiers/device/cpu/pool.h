@@ -19,7 +19,7 @@ int kvt_pool_create(uint32_t threads, struct kvt_bell *done_bell, struct kvt_poo
 /* Stops the threads; chunks that nobody has begun are not copied. NULL is allowed. */
 void kvt_pool_free(struct kvt_pool *p);
 
-/* Copy thread. `tag` is below KVT_DRIVER_INFLIGHT_MAX and not in use. Small copies are done at once,
+/* Copy thread. `tag` is below KVT_DRIVER_TAGS_MAX and not in use. Small copies are done at once,
  * by the caller. */
 void kvt_pool_submit(struct kvt_pool *p, uint32_t tag, void *target, const void *source,
                      uint64_t bytes);
