@@ -120,11 +120,11 @@ static void print_stats(const struct sim_stats *s) {
            (ull)s->requests, (ull)s->refused);
     printf("sim: %llu steps committed, %llu schedules failed, %llu moves, %llu copies of %.1f MB, "
            "%.1f MB checked; %.1f MB migrated, %.1f MB copied on write, %.1f MB of prefetch "
-           "discarded\n",
+           "discarded; %llu schedules of steady worlds took the minimum\n",
            (ull)s->steps_committed, (ull)s->steps_failed, (ull)s->moves, (ull)s->copies,
            (double)s->copied_bytes / 1e6, (double)s->checked_bytes / 1e6,
            (double)s->migrated_bytes / 1e6, (double)s->copied_on_write_bytes / 1e6,
-           (double)s->discarded_bytes / 1e6);
+           (double)s->discarded_bytes / 1e6, (ull)s->steady_steps);
     printf("sim: %llu injected faults:", faults);
     const char *comma = " ";
     for (uint32_t f = 0; f < SIM_FAULT_COUNT; f++) {
