@@ -52,8 +52,8 @@ static int lossy_copy(struct kvt_driver *d, uint32_t stream, const struct kvt_co
 }
 
 static int lossy_post(struct kvt_driver *d, uint32_t stream, uint32_t session, uint32_t slot,
-                      uint64_t value) {
-    return lost_in("post", d) ? -KVT_EDEVICE : cpu->post(d, stream, session, slot, value);
+                      uint64_t value, uint32_t tag) {
+    return lost_in("post", d) ? -KVT_EDEVICE : cpu->post(d, stream, session, slot, value, tag);
 }
 
 static int lossy_poll(struct kvt_driver *d, uint32_t *tags, bool *ok, uint32_t max) {
