@@ -89,7 +89,10 @@ int kvt_acquire(struct kvt_client *c, uint32_t cache, uint32_t layer, uint32_t t
                 const struct kvt_piece *const **pieces, uint32_t *count) {
     struct kvt_step *s = &c->step;
     uint32_t n = 0;
-    int rc = open_or_check(c, cache, layer, tokens);
+    int rc = kvt_client_check_own(c);
+    if (rc == 0) {
+        rc = open_or_check(c, cache, layer, tokens);
+    }
     if (rc != 0) {
         return rc; /* a call out of order leaves the step as it is */
     }
@@ -108,6 +111,10 @@ int kvt_acquire(struct kvt_client *c, uint32_t cache, uint32_t layer, uint32_t t
 
 int kvt_commit(struct kvt_client *c, uint32_t cache, uint32_t layer) {
     struct kvt_step *s = &c->step;
+    int rc = kvt_client_check_own(c);
+    if (rc != 0) {
+        return rc;
+    }
     if (s->client == NULL || !s->acquire.used || s->cache->id != cache || !s->acquire.held ||
         s->acquire.layer != layer) {
         return kvt_client_fail(c, -KVT_ESTATE, "COMMIT: layer %u of cache %u is not acquired",
@@ -115,7 +122,7 @@ int kvt_commit(struct kvt_client *c, uint32_t cache, uint32_t layer) {
     }
     for (uint32_t i = 0; i < s->taken; i++) {
         const struct kvt_piece *p = &s->pieces[i].piece;
-        int rc = p->last_reader <= layer ? kvt_piece_done(s, p) : 0;
+        rc = p->last_reader <= layer ? kvt_piece_done(s, p) : 0;
         if (rc != 0) {
             return give_up(c, rc);
         }
@@ -125,7 +132,7 @@ int kvt_commit(struct kvt_client *c, uint32_t cache, uint32_t layer) {
     if (s->acquire.layer < s->cache->layout->layer_count) {
         return 0;
     }
-    int rc = kvt_step_end(s);
+    rc = kvt_step_end(s);
     return rc == 0 || s->client == NULL ? rc : give_up(c, rc);
 }
 

@@ -308,7 +308,7 @@ int kvt_client_open(const struct kvt_client_options *o, struct kvt_client **out)
         return -KVT_ENOMEM;
     }
     c->attach_fd = c->wake_fd = c->gone_fd = -1;
-    c->pid = getpid();
+    kvt_client_process_init(&c->process);
     c->role = o->role;
     c->worker = o->worker;
     c->request_timeout_ms = o->request_timeout_ms > 0 ? o->request_timeout_ms : REQUEST_TIMEOUT_MS;
@@ -338,11 +338,12 @@ void kvt_detach(struct kvt_client *c) {
     if (c == NULL) {
         return;
     }
-    if (c->pid == getpid()) {
+    if (kvt_client_process_is_this(&c->process)) {
         kvt_client_leave(c);
         close_client(c);
     }
     kvt_client_step_free(&c->step);
     kvt_client_caches_free(c);
+    kvt_client_process_free(&c->process);
     free(c);
 }

@@ -7,7 +7,8 @@
  * Lock order: registry_lock (session.c: list of this process's clients) before an extent table's
  * lock. Neither is held while waiting for the daemon.
  *
- * Fork: `pid` is compared in every call that sends something; a child gets -KVT_ESTATE.
+ * Fork: every call that sends, or touches what a child does not have (control page, ring, extents),
+ * asks kvt_client_check_own first; a child gets -KVT_ESTATE.
  */
 #ifndef KVT_CLIENT_CLIENT_H
 #define KVT_CLIENT_CLIENT_H
@@ -16,13 +17,13 @@
 #include "client/lib/counter.h"
 #include "client/lib/device.h"
 #include "client/lib/extents.h"
+#include "client/lib/process.h"
 #include "client/lib/step.h"
 #include "proto/attach.h"
 #include "proto/errors.h"
 #include "proto/kvtier.pb-c.h"
 
 #include <stdbool.h>
-#include <sys/types.h>
 
 /* Why a session is over; the first reason stands. */
 enum kvt_client_gone {
@@ -61,7 +62,7 @@ struct kvt_client_cache {
 
 struct kvt_client {
     struct kvt_client *next; /* registry */
-    pid_t pid;
+    struct kvt_client_process process;
     uint32_t role; /* enum kvt_attach_role */
     int worker;    /* KVT_SEGMENT or KVT_DENSE */
     int request_timeout_ms;
@@ -101,6 +102,8 @@ __attribute__((format(printf, 3, 4))) int kvt_client_fail(struct kvt_client *c, 
 int kvt_client_fail_gone(struct kvt_client *c);
 /* -KVT_EEVICTED, with its message. */
 int kvt_client_fail_evicted(struct kvt_client *c);
+/* 0, or -KVT_ESTATE with its message: this is a forked child. */
+int kvt_client_check_own(struct kvt_client *c) KVTIER_CHECK;
 /* 0, or why nothing can be sent: never attached, in a forked child, or the session is over. */
 int kvt_client_check_usable(struct kvt_client *c) KVTIER_CHECK;
 

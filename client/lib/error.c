@@ -2,7 +2,6 @@
 
 #include <stdarg.h>
 #include <stdio.h>
-#include <unistd.h>
 
 int kvt_client_fail(struct kvt_client *c, int code, const char *format, ...) {
     va_list args;
@@ -31,11 +30,19 @@ int kvt_client_fail_gone(struct kvt_client *c) {
                            reasons[__atomic_load_n(&c->gone, __ATOMIC_ACQUIRE)]);
 }
 
+int kvt_client_check_own(struct kvt_client *c) {
+    if (kvt_client_process_is_this(&c->process)) {
+        return 0;
+    }
+    return kvt_client_fail(c, -KVT_ESTATE,
+                           "this client belongs to process %d and cannot be used in a child",
+                           (int)c->process.pid);
+}
+
 int kvt_client_check_usable(struct kvt_client *c) {
-    if (c->pid != getpid()) {
-        return kvt_client_fail(c, -KVT_ESTATE,
-                               "this client belongs to process %d and cannot be used in a child",
-                               (int)c->pid);
+    int rc = kvt_client_check_own(c);
+    if (rc != 0) {
+        return rc;
     }
     if (c->zmq_socket == NULL) {
         return kvt_client_fail(c, -KVT_ESTATE, "this client is not attached");

@@ -228,6 +228,10 @@ int kvt_step_end(struct kvt_step *s) {
         return -KVT_ESTATE;
     }
     struct kvt_client *c = s->client;
+    int rc = kvt_client_check_own(c);
+    if (rc != 0) {
+        return rc;
+    }
     if (kvt_client_step_stopped(s) != 0) {
         return end_failed(s);
     }
@@ -249,7 +253,7 @@ int kvt_step_end(struct kvt_step *s) {
         return 0;
     }
     unpin(c);
-    int rc = kvt_client_step_start(s, s->current + 1);
+    rc = kvt_client_step_start(s, s->current + 1);
     if (rc != 0) {
         (void)kvt_step_abort(s);
     }
@@ -293,7 +297,11 @@ int kvt_step_abort(struct kvt_step *s) {
     if (s == NULL || s->client == NULL) {
         return 0;
     }
-    int rc = kvt_client_step_stopped(s);
+    int rc = kvt_client_check_own(s->client);
+    if (rc != 0) {
+        return rc;
+    }
+    rc = kvt_client_step_stopped(s);
     if (rc == 0) {
         rc = tell_and_wait(s);
     } else {

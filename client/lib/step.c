@@ -281,10 +281,14 @@ int kvt_step_piece(struct kvt_step *s, const struct kvt_piece **p) {
     if (s->client == NULL) {
         return -KVT_ESTATE;
     }
+    int rc = kvt_client_check_own(s->client);
+    if (rc != 0) {
+        return rc;
+    }
     if (s->taken == s->step.piece_count) {
         return 0;
     }
-    int rc = kvt_schedule_view_piece(&s->view, s->step.piece_first + s->taken, &piece, text);
+    rc = kvt_schedule_view_piece(&s->view, s->step.piece_first + s->taken, &piece, text);
     if (rc != 0) {
         return malformed(s, rc, text);
     }
@@ -341,9 +345,13 @@ int kvt_piece_wait(struct kvt_step *s, const struct kvt_piece *p) {
         return not_own(s);
     }
     struct kvt_client *c = s->client;
-    int rc = p->streamed != 0 ? c->device->wait(&c->page->ready[p->slot], p->ready, &c->spin,
-                                                kvt_client_step_stopped, s)
-                              : kvt_client_step_stopped(s);
+    int rc = kvt_client_check_own(c);
+    if (rc != 0) {
+        return rc;
+    }
+    rc = p->streamed != 0 ? c->device->wait(&c->page->ready[p->slot], p->ready, &c->spin,
+                                            kvt_client_step_stopped, s)
+                          : kvt_client_step_stopped(s);
     if (rc != 0) {
         return kvt_client_step_check(s);
     }
@@ -359,8 +367,9 @@ int kvt_piece_done(struct kvt_step *s, const struct kvt_piece *p) {
     if (own == NULL) {
         return not_own(s);
     }
-    if (own->done) {
-        return 0;
+    int rc = kvt_client_check_own(s->client);
+    if (rc != 0 || own->done) {
+        return rc;
     }
     own->done = true;
     if (p->streamed != 0) {

@@ -28,7 +28,7 @@ static void must(int holds) {
 
 static void start(void) {
     struct kvt_client_import extent = {.kind = KVT_EXTENT_FD, .bytes = EXTENT_BYTES};
-    client.pid = getpid();
+    kvt_client_process_init(&client.process);
     client.worker = KVT_SEGMENT;
     client.attach_fd = -1;
     client.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

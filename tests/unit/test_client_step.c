@@ -1,6 +1,9 @@
 /* Steps against a fake daemon: pieces become pointers, counters are posted, failures are told. */
 #include "tests/support/client_rig.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 /* ---- walking ---------------------------------------------------------------------------------- */
 
 static void test_two_steps(void) {
@@ -494,6 +497,93 @@ static void test_short_extent(void) {
     end_test();
 }
 
+/* ---- fork -------------------------------------------------------------------------------------- */
+
+static struct kvt_step *forked_step;
+static const struct kvt_piece *forked_piece;
+
+static int piece_wait(void) {
+    return kvt_piece_wait(forked_step, forked_piece);
+}
+static int piece_done(void) {
+    return kvt_piece_done(forked_step, forked_piece);
+}
+static int step_piece(void) {
+    const struct kvt_piece *p;
+    return kvt_step_piece(forked_step, &p);
+}
+static int step_end(void) {
+    return kvt_step_end(forked_step);
+}
+static int step_abort(void) {
+    return kvt_step_abort(forked_step);
+}
+static int acquire(void) {
+    const struct kvt_piece *const *pieces;
+    uint32_t count;
+    return kvt_acquire(client, cache, 0, 1, &pieces, &count);
+}
+static int commit(void) {
+    return kvt_commit(client, cache, 0);
+}
+static int settle(void) {
+    return kvt_cache_settle(client, cache, 0);
+}
+static int stat(void) {
+    struct kvt_cache_stat s;
+    return kvt_cache_stat(client, cache, &s);
+}
+
+/* What the call returned in a child, which is then ended as a careful child would be; or its status,
+ * above 255, when a signal ended it. */
+static int in_child(int (*call)(void)) {
+    int status = -1;
+    pid_t child = fork();
+    if (child == 0) {
+        (void)alarm(20);
+        int rc = call();
+        bool told = strstr(kvt_error_message(client), "cannot be used in a child") != NULL;
+        kvt_detach(client);
+        _exit(told ? -rc : 100);
+    }
+    CU_ASSERT_EQUAL(waitpid(child, &status, 0), child);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 256 + status;
+}
+
+/* A child has neither control page nor ring: it is told so, and the parent goes on. */
+static void test_fork(void) {
+    static int (*const calls[])(void) = {piece_wait, piece_done, step_piece, step_end, step_abort,
+                                         acquire,    commit,     settle,     stat};
+    begin_test(KVT_SEGMENT);
+    struct fake_schedule schedule = two_steps();
+    forked_step = begin(&schedule);
+    post_all(1);
+    CU_ASSERT_EQUAL_FATAL(kvt_step_piece(forked_step, &forked_piece), 1);
+    for (size_t i = 0; i < sizeof calls / sizeof calls[0]; i++) {
+        CU_ASSERT_EQUAL(in_child(calls[i]), KVT_ESTATE);
+    }
+    fake_sync(&fake);
+    CU_ASSERT_EQUAL(fake.abort_first, 0);
+    CU_ASSERT_EQUAL(fake.page->done[0].value, 0);
+    CU_ASSERT_EQUAL(kvt_piece_wait(forked_step, forked_piece), 0);
+    CU_ASSERT_EQUAL(kvt_piece_done(forked_step, forked_piece), 0);
+    walk(forked_step);
+    CU_ASSERT_EQUAL(kvt_step_end(forked_step), 0);
+    CU_ASSERT_EQUAL(kvt_step_abort(forked_step), 0);
+    end_test();
+}
+
+/* A kernel without pages that a child gets empty: by its id. */
+static void test_fork_without_mark(void) {
+    begin_test(KVT_SEGMENT);
+    struct fake_schedule schedule = two_steps();
+    kvt_client_process_free(&client->process);
+    forked_step = begin(&schedule);
+    CU_ASSERT_EQUAL(in_child(step_piece), KVT_ESTATE);
+    CU_ASSERT_EQUAL(kvt_step_abort(forked_step), 0);
+    end_test();
+}
+
 int main(void) {
     CU_TestInfo tests[] = {{"two steps", test_two_steps},
                            {"a wait sleeps", test_wait_sleeps},
@@ -514,6 +604,8 @@ int main(void) {
                            {"leading moves of an evicted worker", test_leading_moves_of_evicted},
                            {"RECLAIM", test_reclaim},
                            {"a short extent", test_short_extent},
+                           {"fork", test_fork},
+                           {"fork without a mark", test_fork_without_mark},
                            CU_TEST_INFO_NULL};
     return kvt_cunit_run("client steps", tests);
 }
