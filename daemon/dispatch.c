@@ -192,12 +192,13 @@ static void ask(struct kvt_session *s, const struct kvt_identity *from, const Kv
         rc = kvt_status_report(s, m->status, &reply.status);
         reply.body_case = KVT__REPLY__BODY_STATUS;
     } else {
-        rc = kvt_status_plan(s, m->plan, &reply.plan, text);
+        rc = kvt_status_plan(s, m->plan, &reply, text);
         reply.body_case = KVT__REPLY__BODY_PLAN;
     }
-    if (rc != 0) {
-        send_error(s, from, m->sequence, rc, text);
-        return;
+    if (rc != 0) { /* without a body; what a plan lacks stays */
+        reply.body_case = KVT__REPLY__BODY__NOT_SET;
+        reply.code = (uint32_t)-rc;
+        reply.text = text[0] != '\0' ? text : (char *)kvt_error_text(rc);
     }
     send_reply(s, from, &reply, false);
 }

@@ -317,43 +317,45 @@ static int plan_running(struct kvt_session *asker, uint32_t cache, Kvt__PlanRepl
     return set_layers(d, info.layers, info.layer_count, r);
 }
 
-/* The engine names what is needed and what is free; a person gets sizes, the budget and what to change
- * as well. The whole numbers are for programs: kvtierctl plan --json reads them out of this sentence. A
- * text of another form stays as it is. */
-static void explain_shortage(struct kvt_daemon *d, uint32_t device, char *text) {
-    char tier[16];
+/* The engine says which tier is short, and of how much: in fields for programs, in sizes and with what to
+ * change for a person. Without room for the fields the sentence alone goes. */
+static void explain_shortage(struct kvt_daemon *d, uint32_t device, const struct kvt_plan *plan,
+                             Kvt__Reply *out, char *text) {
     char need_text[KVT_UNIT_TEXT_BYTES];
     char free_text[KVT_UNIT_TEXT_BYTES];
     char budget_text[KVT_UNIT_TEXT_BYTES];
-    uint64_t need;
-    uint64_t available;
     struct kvt_tier_info info;
-    if (sscanf(text, "plan: %15s memory: %" SCNu64 " bytes needed, %" SCNu64 " in the budget", tier,
-               &need, &available) != 3) {
-        return;
-    }
-    bool on_device = strcmp(tier, "device") == 0;
-    uint64_t worker_max = d->config.host_worker_max_bytes;
+    bool on_device = plan->lacks.tier == KVT_TIER_GPU;
+    const char *name = on_device ? d->config.devices[device].name : "host";
     if (on_device) {
         kvt_engine_device_info(d->engine, device, &info);
-        worker_max = d->config.devices[device].worker_max_bytes;
     } else {
         kvt_engine_host_info(d->engine, &info);
     }
-    bool limited = available == worker_max && worker_max < info.budget_bytes;
-    const char *kind = on_device ? "device " : "";
-    const char *name = on_device ? d->config.devices[device].name : "host";
     (void)snprintf(text, KVT_TEXT_BYTES,
                    "plan: does not fit into %s: %" PRIu64 " bytes (%s) needed, %" PRIu64
                    " (%s) to plan with, the budget is %" PRIu64
                    " (%s); raise [%s%s] %s, shorten the context or take fewer rows",
-                   name, need, kvt_size_about(need, need_text), available,
-                   kvt_size_about(available, free_text), info.budget_bytes,
-                   kvt_size_about(info.budget_bytes, budget_text), kind, name,
-                   limited ? "worker_max" : "budget");
+                   name, plan->lacks.need_bytes, kvt_size_about(plan->lacks.need_bytes, need_text),
+                   plan->lacks.available_bytes,
+                   kvt_size_about(plan->lacks.available_bytes, free_text), info.budget_bytes,
+                   kvt_size_about(info.budget_bytes, budget_text), on_device ? "device " : "", name,
+                   plan->lacks.worker_max_bytes != 0 ? "worker_max" : "budget");
+    Kvt__Shortage *m = kvt_arena_alloc(&d->arena, sizeof(*m));
+    if (m == NULL) {
+        return;
+    }
+    kvt__shortage__init(m);
+    m->tier = copy_text(&d->arena, name);
+    m->need_bytes = plan->lacks.need_bytes;
+    m->available_bytes = plan->lacks.available_bytes;
+    m->budget_bytes = info.budget_bytes;
+    m->worker_max_bytes = plan->lacks.worker_max_bytes;
+    out->shortage = m->tier != NULL ? m : NULL;
 }
 
-static int plan_new(struct kvt_session *asker, const Kvt__Plan *m, Kvt__PlanReply *r, char *text) {
+static int plan_new(struct kvt_session *asker, const Kvt__Plan *m, Kvt__PlanReply *r,
+                    Kvt__Reply *out, char *text) {
     struct kvt_daemon *d = asker->daemon;
     static struct kvt_plan plan; /* large; one thread */
     int rc = kvt_cache_options_read(m->options, &d->request, text);
@@ -383,7 +385,7 @@ static int plan_new(struct kvt_session *asker, const Kvt__Plan *m, Kvt__PlanRepl
     };
     rc = kvt_engine_plan(d->engine, &request, &plan, text, KVT_TEXT_BYTES);
     if (rc == -KVT_EQUOTA) {
-        explain_shortage(d, m->device, text);
+        explain_shortage(d, m->device, &plan, out, text);
     }
     if (rc != 0) {
         return rc;
@@ -399,15 +401,15 @@ static int plan_new(struct kvt_session *asker, const Kvt__Plan *m, Kvt__PlanRepl
     return set_layers(d, plan.layers, d->request.layout.layer_count, r);
 }
 
-int kvt_status_plan(struct kvt_session *s, const Kvt__Plan *m, Kvt__PlanReply **out, char *text) {
+int kvt_status_plan(struct kvt_session *s, const Kvt__Plan *m, Kvt__Reply *out, char *text) {
     Kvt__PlanReply *r = kvt_arena_alloc(&s->daemon->arena, sizeof(*r));
     if (r == NULL) {
         return -KVT_ENOMEM;
     }
     kvt__plan_reply__init(r);
-    int rc = m->cache != 0 ? plan_running(s, m->cache, r, text) : plan_new(s, m, r, text);
+    int rc = m->cache != 0 ? plan_running(s, m->cache, r, text) : plan_new(s, m, r, out, text);
     if (rc == 0) {
-        *out = r;
+        out->plan = r;
     }
     return rc;
 }

@@ -10,7 +10,8 @@
 /* The part of the list that begins at offset (workers first, then caches) and fits a message. */
 int kvt_status_report(struct kvt_session *s, const Kvt__Status *m, Kvt__StatusReply **out)
     __attribute__((warn_unused_result));
-int kvt_status_plan(struct kvt_session *s, const Kvt__Plan *m, Kvt__PlanReply **out, char *text)
+/* Sets out->plan, or out->shortage if it does not fit (-KVT_EQUOTA). */
+int kvt_status_plan(struct kvt_session *s, const Kvt__Plan *m, Kvt__Reply *out, char *text)
     __attribute__((warn_unused_result));
 /* Calls the engine: `s` may be hung up afterwards. */
 int kvt_status_evict(struct kvt_session *s, const Kvt__Evict *m, Kvt__Evicted *out, char *text)

@@ -246,25 +246,21 @@ static void show_text(const Kvt__PlanReply *p) {
     }
 }
 
-/* The numbers are in the daemon's sentence; one of another form is handed on without them. */
-static void show_shortage_json(const char *text) {
+static void show_shortage_json(const struct kvt_client *client) {
+    const struct kvt_client_shortage *lacks = &client->shortage;
     struct kvt_ctl_json j = {.out = stdout};
-    char tier[KVT_NAME_BYTES];
-    uint64_t need;
-    uint64_t available;
-    uint64_t budget;
     kvt_ctl_json_begin(&j, NULL, '{');
     kvt_ctl_json_bool(&j, "fits", false);
-    if (sscanf(text,
-               "plan: does not fit into %63[^:]: %" SCNu64 " bytes (%*[^)]) needed, %" SCNu64
-               " (%*[^)]) to plan with, the budget is %" SCNu64,
-               tier, &need, &available, &budget) == 4) {
-        kvt_ctl_json_string(&j, "tier", tier);
-        kvt_ctl_json_number(&j, "need_bytes", need);
-        kvt_ctl_json_number(&j, "available_bytes", available);
-        kvt_ctl_json_number(&j, "budget_bytes", budget);
+    if (lacks->tier[0] != '\0') {
+        kvt_ctl_json_string(&j, "tier", lacks->tier);
+        kvt_ctl_json_number(&j, "need_bytes", lacks->need_bytes);
+        kvt_ctl_json_number(&j, "available_bytes", lacks->available_bytes);
+        kvt_ctl_json_number(&j, "budget_bytes", lacks->budget_bytes);
+        if (lacks->worker_max_bytes != 0) {
+            kvt_ctl_json_number(&j, "worker_max_bytes", lacks->worker_max_bytes);
+        }
     }
-    kvt_ctl_json_string(&j, "error", text);
+    kvt_ctl_json_string(&j, "error", kvt_error_message(client));
     kvt_ctl_json_end(&j, '}');
     (void)fputc('\n', stdout);
 }
@@ -295,7 +291,7 @@ int kvt_ctl_plan(struct kvt_ctl *ctl) {
         if (rc == KVT_CTL_ERROR && ctl->error == -KVT_EQUOTA) {
             explain_size(&w);
             if (ctl->json) {
-                show_shortage_json(kvt_error_message(ctl->client));
+                show_shortage_json(ctl->client);
             }
         }
     }

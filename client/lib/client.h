@@ -60,6 +60,15 @@ struct kvt_client_cache {
     struct kvt_client_layout *layout;
 };
 
+/* What the plan lacks that was refused last, as the daemon says. */
+struct kvt_client_shortage {
+    char tier[KVT_NAME_BYTES]; /* empty: it said nothing */
+    uint64_t need_bytes;
+    uint64_t available_bytes;
+    uint64_t budget_bytes;
+    uint64_t worker_max_bytes; /* 0: the budget is what is short */
+};
+
 struct kvt_client {
     struct kvt_client *next; /* registry */
     struct kvt_client_process process;
@@ -84,6 +93,7 @@ struct kvt_client {
     void *zmq_context;
     void *zmq_socket;
     uint64_t sequence;
+    struct kvt_client_shortage shortage;
     uint8_t *buffer; /* KVT_MESSAGE_BYTES_MAX for the request, as much for the reply */
 
     struct kvt_client_cache *caches[KVT_CACHES_MAX];

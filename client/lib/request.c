@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <zmq.h>
@@ -123,6 +124,17 @@ static int receive_frame(struct kvt_client *c, size_t *bytes) {
     return whole ? 1 : -1;
 }
 
+static void keep_shortage(struct kvt_client *c, const Kvt__Shortage *m) {
+    c->shortage = (struct kvt_client_shortage){.tier = ""};
+    if (m != NULL) {
+        (void)snprintf(c->shortage.tier, sizeof c->shortage.tier, "%s", m->tier);
+        c->shortage.need_bytes = m->need_bytes;
+        c->shortage.available_bytes = m->available_bytes;
+        c->shortage.budget_bytes = m->budget_bytes;
+        c->shortage.worker_max_bytes = m->worker_max_bytes;
+    }
+}
+
 /* Unpacks. Replies to earlier requests (answers to repeats) are dropped. 0: not for this call. */
 static int unpack(struct kvt_client *c, const struct kvt_client_call *call, size_t bytes,
                   Kvt__Reply **out) {
@@ -139,6 +151,7 @@ static int unpack(struct kvt_client *c, const struct kvt_client_call *call, size
         rc = 0;
     } else if (r->code != 0) {
         int code = r->code <= KVT_ESYS ? -(int)r->code : -KVT_EPROTO;
+        keep_shortage(c, r->shortage);
         bool told = r->text != NULL && r->text[0] != '\0'; /* it names the request itself */
         rc = told ? kvt_client_fail(c, code, "%s", r->text)
                   : kvt_client_fail(c, code, "%s: %s", call->what, kvt_error_text(code));

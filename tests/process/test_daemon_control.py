@@ -109,10 +109,27 @@ def test_plan(daemon):
         assert large.code == 0, large.text
         assert b"S" in large.body[PLAN][11][0] and large.body[PLAN][6][0] > 0
         vast = control.ask(PLAN, data(1, options) + number(2, 1 << 20) + number(3, 1))
-        assert vast.code == EQUOTA and "budget" in vast.text
+        assert vast.code == EQUOTA and "budget" in vast.text and not vast.body
+        # 2 KiB a token in each of 8 layers on the host, in numbers as in words
+        assert vast.shortage == {1: [b"host"], 2: [16 << 30], 3: [64 << 20], 4: [64 << 20]}
+        assert small.shortage is None and control.ask(PLAN, number(2, 1)).shortage is None
         assert control.ask(PLAN, number(2, 1)).code == 1
         assert control.ask(PLAN, data(1, options) + number(4, 7)).code == 1
         assert control.ask(PLAN, number(6, 4242)).code == ENOENT
+
+
+def test_plan_lacks_what_a_worker_may_not_have():
+    with Daemon(sets={"device.cpu0.worker_max": "8MiB"}) as limited, \
+            Client(limited.runtime_dir, role=CONTROL) as control:
+        options = layers(8, heads=8) + number(2, 2) + number(4, 1) + number(5, 2048) + number(6, 1)
+        reply = control.ask(PLAN, data(1, options) + number(2, 2048) + number(3, 1))
+        assert reply.code == EQUOTA and "[device cpu0] worker_max" in reply.text
+        need = reply.shortage.pop(2)[0]
+        assert need >= 8 * 2048 * 2048 and f"{need} bytes" in reply.text
+        assert reply.shortage == {1: [b"cpu0"], 3: [8 << 20], 4: [16 << 20], 5: [8 << 20]}
+        # a size that was asked for is nobody's limit
+        asked = control.ask(PLAN, data(1, options) + number(2, 2048) + number(3, 1) + number(5, 8 << 20))
+        assert asked.shortage[3] == [8 << 20] and 5 not in asked.shortage
 
 
 def test_plan_of_a_running_cache(daemon):

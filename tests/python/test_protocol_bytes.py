@@ -195,6 +195,9 @@ GOLDEN_MESSAGES = {
         "00ff616252046e616d6510ac0218f0a20420808080800828053006",
     "Request.evict":
         "08ac0210071a10000102030405060708090a0b0c0d0e0f82020408011001",
+    "Reply.shortage":
+        "08ac0210ffffffffffffffffff01180422037768792a150a046e616d6510ac0218f0a20420808080"
+        "80082805",
     "Reply.ping":
         "08ac0210ffffffffffffffffff011804220377687952060a0400ff6162",
     "Reply.created":

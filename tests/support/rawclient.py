@@ -118,6 +118,7 @@ class Reply:
         self.boot_epoch = fields.get(2, [0])[0]
         self.code = fields.get(3, [0])[0]
         self.text = fields.get(4, [b""])[0].decode()
+        self.shortage = fields_of(fields[5][0]) if 5 in fields else None
         self.body = {field: fields_of(values[0]) for field, values in fields.items() if field >= 10}
 
 

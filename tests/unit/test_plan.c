@@ -106,9 +106,17 @@ static void test_refusal_names_budget_and_need(void) {
     kvth_start(&h, &(struct kvth_config){.host_budget_bytes = 64u << 10});
     CU_ASSERT_EQUAL(plan(&p, &layout, &o, KVT_WORKER_SEGMENT, 1000, 65536, text), -KVT_EQUOTA);
     CU_ASSERT_PTR_NOT_NULL(strstr(text, "device memory: 163840 bytes needed, 65536"));
+    CU_ASSERT_EQUAL(p.lacks.tier, KVT_TIER_GPU);
+    CU_ASSERT_EQUAL(p.lacks.need_bytes, 163840);
+    CU_ASSERT_EQUAL(p.lacks.available_bytes, 65536);
+    CU_ASSERT_EQUAL(p.lacks.worker_max_bytes, 0);
     o = kvth_options(KVT_MODE_OFFLOADED, 1);
     CU_ASSERT_EQUAL(plan(&p, &layout, &o, KVT_WORKER_SEGMENT, 1000, 65536, text), -KVT_EQUOTA);
     CU_ASSERT_PTR_NOT_NULL(strstr(text, "host memory: 131072 bytes needed, 65536"));
+    CU_ASSERT_EQUAL(p.lacks.tier, KVT_TIER_HOST);
+    CU_ASSERT_EQUAL(p.lacks.need_bytes, 131072);
+    CU_ASSERT_EQUAL(p.lacks.available_bytes, 65536);
+    CU_ASSERT_EQUAL(p.lacks.worker_max_bytes, 0);
     kvth_stop(&h);
 }
 

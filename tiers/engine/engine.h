@@ -280,9 +280,16 @@ struct kvt_plan {
     uint64_t to_device_bytes_per_step;
     uint64_t from_device_bytes_per_step; /* one token a row */
     uint8_t layers[KVT_LAYERS_MAX];
+    struct {
+        uint32_t tier; /* enum kvt_tier_id: GPU or HOST */
+        uint64_t need_bytes;
+        uint64_t available_bytes;  /* to plan with */
+        uint64_t worker_max_bytes; /* a worker's limit, where that is what is short; otherwise 0 */
+    } lacks;                       /* -KVT_EQUOTA: what does not fit */
 };
 
-/* What CREATE and a STEP at this length would do. -KVT_EQUOTA with a text if it cannot fit. */
+/* What CREATE and a STEP at this length would do. -KVT_EQUOTA with a text if it cannot fit: then
+ * only out->lacks is written. */
 int kvt_engine_plan(const struct kvt_engine *e, const struct kvt_plan_request *r,
                     struct kvt_plan *out, char *text, uint32_t size)
     __attribute__((warn_unused_result));

@@ -197,12 +197,20 @@ int kvt_engine_plan(const struct kvt_engine *e, const struct kvt_plan_request *r
     }
     if (plan.device_bytes > budget || plan.host_bytes > host) {
         bool device_short = plan.device_bytes > budget;
+        out->lacks.tier = device_short ? KVT_TIER_GPU : KVT_TIER_HOST;
+        out->lacks.need_bytes = device_short ? plan.device_bytes : plan.host_bytes;
+        out->lacks.available_bytes = device_short ? budget : host;
+        uint64_t limit =
+            device_short ? d->config.worker_max_bytes : e->config.host_worker_max_bytes;
+        uint64_t whole = device_short ? d->config.budget_bytes : e->config.host_budget_bytes;
+        bool asked = device_short && r->device_budget_bytes != 0;
+        out->lacks.worker_max_bytes =
+            !asked && limit == out->lacks.available_bytes && limit < whole ? limit : 0;
         kvt_text_format(text, size,
                         "plan: %s memory: %llu bytes needed, %llu in the budget; raise the budget, "
                         "shorten the context or take fewer rows",
-                        device_short ? "device" : "host",
-                        (unsigned long long)(device_short ? plan.device_bytes : plan.host_bytes),
-                        (unsigned long long)(device_short ? budget : host));
+                        device_short ? "device" : "host", (unsigned long long)out->lacks.need_bytes,
+                        (unsigned long long)out->lacks.available_bytes);
         return -KVT_EQUOTA;
     }
     *out = plan;
