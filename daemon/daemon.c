@@ -25,6 +25,8 @@
 #include <unistd.h>
 
 #define FRONT_FAILURES_MAX 5 /* before the first "ready": then it will not be */
+/* So late for a timer that the process was stopped, and not only busy. */
+#define STOPPED_MS 500
 
 /* ---- the pump ------------------------------------------------------------------------------------------ */
 
@@ -43,10 +45,18 @@ void kvt_daemon_pump(struct kvt_daemon *d) {
     }
 }
 
-/* The engine knows the time of what happens next. */
+/* The engine knows the time of what happens next. Time in which this process was stopped does not
+ * count: nobody had the chance to keep a deadline. */
 static void before_events(void *context) {
     struct kvt_daemon *d = context;
+    uint64_t known_ms = d->ticked_ms + d->stopped_ms;
+    uint64_t due_ms =
+        d->engine_timer.deadline_ms > known_ms ? d->engine_timer.deadline_ms : known_ms;
     uint64_t now_ms = kvt_now_ms();
+    if (due_ms < now_ms && now_ms - due_ms > STOPPED_MS) {
+        d->stopped_ms += now_ms - due_ms;
+    }
+    now_ms -= d->stopped_ms;
     if (now_ms != d->ticked_ms) {
         d->ticked_ms = now_ms;
         kvt_engine_tick(d->engine, now_ms);
@@ -64,7 +74,8 @@ static void after_events(void *context) {
     if (d->stopping && d->tiers.sessions_draining == 0) {
         kvt_loop_stop(&d->loop);
     }
-    d->engine_timer.deadline_ms = kvt_engine_deadline_ms(d->engine);
+    uint64_t engine_ms = kvt_engine_deadline_ms(d->engine);
+    d->engine_timer.deadline_ms = engine_ms == UINT64_MAX ? UINT64_MAX : engine_ms + d->stopped_ms;
 }
 
 static void engine_timer_fired(void *context, uint64_t now_ms) {

@@ -48,6 +48,7 @@ struct kvt_daemon {
     int signal_fd;
     struct kvt_watch signal_watch;
     uint64_t ticked_ms;         /* the time that the engine knows */
+    uint64_t stopped_ms;        /* in all; the engine does not count it */
     struct kvt_session *settle; /* sessions to settle once no action is pending */
     struct kvt_arena arena;     /* of the message at hand */
     struct kvt_request_buffers request;

@@ -88,6 +88,31 @@ static void test_host_refusal_names_budget_and_need(void) {
     kvth_stop(&h);
 }
 
+/* Memory that comes slowly is no reason to fail: neither host chunks nor an extent of one's own. */
+static void test_slow_memory_is_waited_for(void) {
+    static const uint32_t modes[] = {KVT_MODE_OFFLOADED_STATIC, KVT_MODE_STATIC};
+    for (uint32_t i = 0; i < 2; i++) {
+        kvth_start(&h, &(struct kvth_config){0});
+        uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+        struct kvt_layout layout = kvth_layout(LAYERS);
+        struct kvt_cache_options o = kvth_options(modes[i], 4);
+        struct kvt_request r = {
+            .kind = KVT_REQUEST_CREATE, .session = s, .layout = &layout, .options = &o};
+        h.hold_events = true;
+        uint64_t tag = kvth_send(&h, &r);
+        for (uint32_t second = 0; second < 100; second++) {
+            kvth_tick(&h, 1000);
+            CU_ASSERT_PTR_NULL(kvth_answer(&h, tag));
+        }
+        h.hold_events = false;
+        kvth_pump(&h);
+        CU_ASSERT_PTR_NOT_NULL_FATAL(kvth_answer(&h, tag));
+        CU_ASSERT_EQUAL(kvth_answer(&h, tag)->code, 0);
+        kvth_leave(&h, s);
+        kvth_stop(&h);
+    }
+}
+
 /* A worker's own limit: beyond it its own layers leave, and nobody else's, though the budget has
  * room and others have more; and what it cannot give itself is refused, naming the limit. */
 static void test_a_worker_stays_within_its_limit(void) {
@@ -535,6 +560,7 @@ int main(void) {
     CU_TestInfo tests[] = {
         {"a device refusal names budget and need", test_device_refusal_names_budget_and_need},
         {"a host refusal names budget and need", test_host_refusal_names_budget_and_need},
+        {"slow memory is waited for", test_slow_memory_is_waited_for},
         {"a worker stays within its limit", test_a_worker_stays_within_its_limit},
         {"steps ahead shrink to what there is", test_steps_ahead_shrink_to_what_there_is},
         {"a refused step keeps the slots", test_refused_step_keeps_the_slots},

@@ -262,6 +262,92 @@ static void test_steps_of_nothing(void) {
     }
 }
 
+/* Layers that wait for one last reader: a dense worker holds each in a slot of its own. */
+static void test_held_layers(void) {
+    static const uint32_t counts[] = {61, 62, 65, 1024};
+    kvth_start(&h, &(struct kvth_config){.host_budget_bytes = 64u << 20});
+    uint32_t s = kvth_attach(&h, KVT_WORKER_DENSE, 0);
+    for (uint32_t i = 0; i < 4; i++) {
+        for (uint32_t mode = KVT_MODE_DYNAMIC; mode <= KVT_MODE_OFFLOADED_STATIC; mode++) {
+            struct kvt_layout layout = kvth_layout(counts[i]);
+            for (uint32_t l = 0; l < counts[i]; l++) {
+                layout.layers[l].last_reader = counts[i] - 1;
+            }
+            struct kvt_cache_options o = kvth_options(mode, 1);
+            o.tokens_max = o.tokens_max != 0 ? 256 : 0;
+            struct kvt_request r = {
+                .kind = KVT_REQUEST_CREATE, .session = s, .layout = &layout, .options = &o};
+            bool fits = counts[i] == 61 || mode == KVT_MODE_STATIC;
+            struct kvt_plan_request plan = {.layout = &layout,
+                                            .options = &o,
+                                            .tokens = 1,
+                                            .worker_kind = KVT_WORKER_DENSE,
+                                            .device_budget_bytes = 1u << 30};
+            struct kvt_plan planned;
+            char text[KVT_TEXT_BYTES];
+            int rc = kvt_engine_plan(h.engine, &plan, &planned, text, sizeof(text));
+            CU_ASSERT_EQUAL(rc, fits ? 0 : -KVT_ENOTSUP);
+            const struct kvth_answer *a = counts[i] < 1024 || !fits ? kvth_ask(&h, &r) : NULL;
+            if (a != NULL && a->code == 0) {
+                CU_ASSERT_TRUE(fits);
+                struct kvth_cache *c = kvth_adopt(&h, s, a->cache, &layout, 1);
+                kvth_step(&h, c, 3, 2);
+                kvth_close(&h, c);
+            } else if (a != NULL) {
+                expect_refusal(a);
+                CU_ASSERT_EQUAL(a->code, KVT_ENOTSUP);
+                CU_ASSERT_PTR_NOT_NULL(strstr(a->text, "a dense worker may have 60"));
+            }
+        }
+    }
+    kvth_leave(&h, s);
+    kvth_stop(&h);
+}
+
+/* Half a million listings of layers: more than the ring holds, refused before it is laid out. */
+static void test_rereads_beyond_the_ring(void) {
+    kvth_start(&h, &(struct kvth_config){.host_budget_bytes = 64u << 20});
+    uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvt_layout layout = kvth_layout(KVT_LAYERS_MAX);
+    for (uint32_t l = 0; l < KVT_LAYERS_MAX; l++) {
+        layout.layers[l].last_reader = KVT_LAYERS_MAX - 1;
+    }
+    struct kvt_cache_options o = kvth_options(KVT_MODE_OFFLOADED, 1);
+    struct kvth_cache *c = kvth_create(&h, s, &layout, &o);
+    struct kvt_request r = {.kind = KVT_REQUEST_STEP,
+                            .session = s,
+                            .cache = c->id,
+                            .tokens = 1,
+                            .steps = KVT_STEPS_AHEAD_MAX};
+    const struct kvth_answer *a = kvth_ask(&h, &r);
+    CU_ASSERT_EQUAL(a->code, KVT_ETOOBIG);
+    CU_ASSERT_PTR_NOT_NULL(strstr(a->text, "ring_size"));
+    kvth_check_tables(&h);
+    kvth_leave(&h, s);
+    kvth_stop(&h);
+}
+
+/* More caches one after the other than an index has generations: none is number 0. */
+static void test_numbers_come_round(void) {
+    kvth_start(&h, &(struct kvth_config){0});
+    h.unchecked = true;
+    uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvt_layout layout = kvth_layout(1);
+    struct kvt_cache_options o = kvth_options(KVT_MODE_DYNAMIC, 1);
+    uint32_t zeros = 0;
+    for (uint32_t i = 0; i < 65600; i++) {
+        struct kvt_request r = {
+            .kind = KVT_REQUEST_CREATE, .session = s, .layout = &layout, .options = &o};
+        const struct kvth_answer *a = kvth_ask(&h, &r);
+        zeros += a->code == 0 && a->cache == 0;
+        struct kvt_request close = {.kind = KVT_REQUEST_CLOSE, .session = s, .cache = a->cache};
+        zeros += kvth_ask(&h, &close)->code != 0;
+    }
+    CU_ASSERT_EQUAL(zeros, 0);
+    kvth_leave(&h, s);
+    kvth_stop(&h);
+}
+
 /* As many caches, sessions and waiting requests as there may be; one more is refused. */
 static void test_tables_fill(void) {
     kvth_start(&h, &(struct kvth_config){0});
@@ -307,6 +393,9 @@ int main(void) {
                            {"CREATE at random", test_create_at_random},
                            {"counts and numbers", test_counts_and_numbers},
                            {"steps of nothing", test_steps_of_nothing},
+                           {"held layers", test_held_layers},
+                           {"re-reads beyond the ring", test_rereads_beyond_the_ring},
+                           {"numbers come round", test_numbers_come_round},
                            {"tables fill", test_tables_fill},
                            CU_TEST_INFO_NULL};
     return kvt_cunit_run("engine, hostile requests", tests);

@@ -175,6 +175,34 @@ static void test_reset_crop_select_free(void) {
 
 /* Many caches and rows share one prompt; the dense worker's rows are copied on the device, each
  * distinct block crosses once. */
+/* Rows whose tables take more than half of what there may be: their order can still be changed. */
+static void test_full_tables_are_reordered(void) {
+    enum { ROWS = 200, TOKENS = 1 << 19 };
+    static uint32_t order[ROWS];
+    kvth_start(&h, &roomy);
+    h.unchecked = true;
+    uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvt_layout layout = kvth_layout(1);
+    struct kvt_cache_options o = kvth_options(KVT_MODE_OFFLOADED, 1);
+    o.append_max = TOKENS;
+    o.piece_tokens = 8192;
+    struct kvth_cache *a = kvth_create(&h, s, &layout, &o);
+    kvth_step(&h, a, TOKENS, 1);
+    kvth_repeat(&h, a, ROWS);
+    for (uint32_t i = 0; i < ROWS; i++) {
+        order[i] = ROWS - 1 - i;
+    }
+    kvth_rows(&h, a, KVT_REQUEST_REORDER, order, ROWS);
+    order[0] = order[1]; /* one row is dropped, one copied */
+    kvth_rows(&h, a, KVT_REQUEST_REORDER, order, ROWS);
+    kvth_rows(&h, a, KVT_REQUEST_SELECT, order, ROWS - 1);
+    kvth_check_tables(&h);
+    struct kvt_request r = {.kind = KVT_REQUEST_REPEAT, .session = s, .cache = a->id, .times = 2};
+    CU_ASSERT_EQUAL(kvth_ask(&h, &r)->code, KVT_EBUSY); /* that is too much */
+    kvth_leave(&h, s);
+    kvth_stop(&h);
+}
+
 static void test_dense_rows_cross_once(void) {
     kvth_start(&h, &roomy);
     uint32_t s = kvth_attach(&h, KVT_WORKER_DENSE, 0);
@@ -372,6 +400,7 @@ int main(void) {
         {"once full blocks are copied", test_once_full_blocks_are_copied},
         {"a tail on a block boundary is not copied", test_tail_on_a_block_boundary_is_not_copied},
         {"reset, crop and select free", test_reset_crop_select_free},
+        {"full tables are reordered", test_full_tables_are_reordered},
         {"dense rows cross once", test_dense_rows_cross_once},
         {"at random", test_at_random},
         CU_TEST_INFO_NULL};

@@ -280,6 +280,9 @@ static bool sleep_until_something(struct kvt_device *d, uint64_t idle_ns) {
     uint32_t seen[WATCHED_MAX];
     bool in_driver = d->info.can_sleep && !d->lost;
     uint32_t rings = kvt_bell_rings(&d->copy_bell);
+    /* Noted before the look: a worker's store rings no bell, and one behind the look would make it seem
+     * that nobody is waited for. */
+    bool waits = kvt_issuer_waits_for_worker(d->issuer);
     uint32_t count = 0;
     if (in_driver) {
         count = kvt_issuer_watched(d->issuer, watched, WATCHED_MAX);
@@ -293,7 +296,6 @@ static bool sleep_until_something(struct kvt_device *d, uint64_t idle_ns) {
     if (any || kvt_device_stopping(d)) {
         return any;
     }
-    bool waits = kvt_issuer_waits_for_worker(d->issuer);
     if (in_driver) {
         d->ops->wait(d->driver, watched, seen, count, waits ? SLEEP_US : KVT_FUTEX_FOREVER);
         return false;

@@ -19,8 +19,7 @@
 /* ---- families ------------------------------------------------------------------------------------ */
 
 struct family *family_create(const struct kvt_layout *layout, const struct kvt_cache_options *o,
-                             uint32_t session, uint32_t block_tokens) {
-    (void)block_tokens;
+                             uint32_t session, bool dense) {
     struct family *f = calloc(1, sizeof(*f));
     if (f == NULL) {
         return NULL;
@@ -42,6 +41,7 @@ struct family *family_create(const struct kvt_layout *layout, const struct kvt_c
         f->layers[l] = layout->layers[l];
         f->bytes[l] = (struct layer_bytes){.k = kvt_layer_k_token_bytes(&layout->layers[l]),
                                            .v = kvt_layer_v_token_bytes(&layout->layers[l])};
+        f->listings += dense ? 1 : layout->layers[l].last_reader - l + 1;
     }
     f->layer_count = n;
     f->session = session;
@@ -359,8 +359,7 @@ static void row_pop(struct kvt_engine *e, struct row *r) {
 }
 
 /* Drops blocks behind the committed tokens. */
-void row_trim(struct kvt_engine *e, struct cache *c, struct row *r) {
-    (void)c;
+void row_trim(struct kvt_engine *e, struct row *r) {
     uint32_t keep = blocks_for(e, r->length);
     while (r->count > keep) {
         row_pop(e, r);
@@ -369,7 +368,7 @@ void row_trim(struct kvt_engine *e, struct cache *c, struct row *r) {
 
 void row_clear(struct kvt_engine *e, struct cache *c, struct row *r) {
     r->length = 0;
-    row_trim(e, c, r);
+    row_trim(e, r);
     if (r->open != NULL) {
         struct group *g = r->open;
         r->open = NULL;

@@ -156,6 +156,12 @@ static int create_check(const struct session *s, const struct kvt_request *r, ch
             return -KVT_ENOTSUP;
         }
     }
+    rc = plan_slots_check(r->layout->layers, r->layout->layer_count,
+                          s->worker_kind == KVT_WORKER_DENSE, r->options->mode, "create", text,
+                          KVT_TEXT_BYTES);
+    if (rc != 0) {
+        return rc;
+    }
     const char *wrong = NULL;
     uint64_t value = 0;
     bool is_static = mode_is_static(o->mode);
@@ -191,7 +197,10 @@ static int cache_enter(struct kvt_engine *e, struct cache *c) {
     for (uint32_t i = 0; i < e->config.caches_max; i++) {
         if (e->caches[i] == NULL) {
             e->caches[i] = c;
-            c->id = ((uint32_t)++e->cache_generation[i] << 16) | i;
+            if (++e->cache_generation[i] == 0) {
+                e->cache_generation[i] = 1; /* no cache's id is 0 */
+            }
+            c->id = ((uint32_t)e->cache_generation[i] << 16) | i;
             e->sessions[c->session].cache_count++;
             return 0;
         }
@@ -261,7 +270,8 @@ int cache_create(struct kvt_engine *e, struct session *s, const struct kvt_reque
         return rc;
     }
     const struct kvt_cache_options *o = r->options;
-    struct family *f = family_create(r->layout, o, session_index(e, s), e->config.block_tokens);
+    struct family *f =
+        family_create(r->layout, o, session_index(e, s), s->worker_kind == KVT_WORKER_DENSE);
     if (f == NULL) {
         return -KVT_ENOMEM;
     }
@@ -322,15 +332,21 @@ void cache_destroy(struct kvt_engine *e, struct cache *c) {
 
 /* ---- edits ------------------------------------------------------------------------------------------- */
 
-/* New rows: row i is a copy of row map[i]. Tables are stolen where a row is used once. */
+/* New rows: row i is a copy of row map[i]. With `steal` the old rows will not be needed any more:
+ * each one's last copy is the row itself, with its table and its room for growth. */
 static int rows_mapped(struct kvt_engine *e, struct cache *c, const uint32_t *map, uint32_t count,
                        bool steal, struct row **out) {
+    uint32_t heir[KVT_ROWS_MAX];
     struct row *rows = calloc(count, sizeof(*rows));
     if (rows == NULL) {
         return -KVT_ENOMEM;
     }
     for (uint32_t i = 0; i < count; i++) {
-        int rc = row_copy(e, c, &c->rows[map[i]], &rows[i]);
+        heir[map[i]] = i;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        bool copied = !steal || heir[map[i]] != i;
+        int rc = copied ? row_copy(e, c, &c->rows[map[i]], &rows[i]) : 0;
         if (rc != 0) {
             while (i-- > 0) {
                 row_clear(e, c, &rows[i]);
@@ -339,9 +355,14 @@ static int rows_mapped(struct kvt_engine *e, struct cache *c, const uint32_t *ma
             return rc;
         }
     }
-    for (uint32_t i = 0; i < count && steal; i++) { /* keep the room for growth of its group */
-        rows[i].open = c->rows[map[i]].open;
-        c->rows[map[i]].open = NULL;
+    for (uint32_t i = 0; i < count && steal; i++) {
+        if (heir[map[i]] == i) {
+            struct row *old = &c->rows[map[i]];
+            KVT_ASSERT(old->cow == NULL);
+            rows[i] = *old;
+            *old = (struct row){0};
+            row_trim(e, &rows[i]);
+        }
     }
     *out = rows;
     return 0;
@@ -397,7 +418,7 @@ static void cache_crop(struct kvt_engine *e, struct cache *c, const uint32_t *le
         uint32_t length = lengths[count == 1 ? 0 : i];
         if (length < c->rows[i].length) {
             c->rows[i].length = length;
-            row_trim(e, c, &c->rows[i]);
+            row_trim(e, &c->rows[i]);
         }
     }
 }
@@ -557,7 +578,7 @@ int cache_edit(struct kvt_engine *e, struct session *s, const struct kvt_request
         KVT_ASSERT(r->kind == KVT_REQUEST_RESET);
         for (uint32_t i = 0; i < c->row_count; i++) {
             c->rows[i].length = 0;
-            row_trim(e, c, &c->rows[i]);
+            row_trim(e, &c->rows[i]);
         }
         c->version++;
         return 0;

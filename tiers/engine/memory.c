@@ -222,6 +222,7 @@ int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct de
     if (rc != -KVT_EQUOTA) {
         return rc;
     }
+    int quota = dev_short(e, s, bytes);
     if (s->creating_bytes >= bytes) { /* an earlier pass has asked for it */
         s->creating_bytes -= bytes;
         return KVT_WAIT;
@@ -236,13 +237,9 @@ int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct de
     }
     if (want <= available) {
         rc = extent_create(e, s, want);
-        if (rc == 0) {
-            rc = KVT_WAIT;
-        }
-        return rc;
+        return rc == 0 ? KVT_WAIT : rc;
     }
-    rc = dev_short(e, s, bytes);
-    return own_empty_give_back(e, s) || dev_pending(e, s) ? KVT_WAIT : rc;
+    return own_empty_give_back(e, s) || dev_pending(e, s) ? KVT_WAIT : quota;
 }
 
 /* One extent for several places that will be allocated next, so that they can trade places later.
@@ -381,18 +378,20 @@ static void chunk_state_set(struct kvt_engine *e, uint32_t chunk, uint8_t state)
     h->chunks[chunk] = state;
 }
 
-static bool host_grow_one(struct kvt_engine *e) {
+/* Asks for as many chunks as hold `bytes`, or for what there is; false: there is none. */
+static bool host_grow(struct kvt_engine *e, uint64_t bytes) {
     struct host *h = &e->host;
-    for (uint32_t i = 0; i < h->chunk_count; i++) {
+    uint64_t asked_bytes = 0;
+    for (uint32_t i = 0; i < h->chunk_count && asked_bytes < bytes; i++) {
         if (h->chunks[i] == CHUNK_ABSENT) {
             chunk_state_set(e, i, CHUNK_GROWING);
             struct kvt_action *a = action_push(e, KVT_ACTION_HOST_GROW);
             a->offset = i * h->chunk_bytes;
             a->bytes = h->chunk_bytes;
-            return true;
+            asked_bytes += h->chunk_bytes;
         }
     }
-    return false;
+    return asked_bytes > 0;
 }
 
 int host_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, uint64_t *offset) {
@@ -410,13 +409,11 @@ int host_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, uint64_t
     if (rc != -KVT_EQUOTA) {
         return rc;
     }
-    if (!over && (h->busy_chunks > 0 || (!h->full && host_grow_one(e)))) {
-        return KVT_WAIT;
-    }
     e->short_tier = KVT_TIER_HOST;
     e->short_bytes = bytes;
     e->short_own = own;
-    return -KVT_EQUOTA;
+    bool comes = !over && (h->busy_chunks > 0 || (!h->full && host_grow(e, bytes)));
+    return comes ? KVT_WAIT : -KVT_EQUOTA;
 }
 
 void host_free(struct kvt_engine *e, struct session *s, uint64_t offset, uint64_t bytes) {
@@ -473,6 +470,7 @@ void host_grown(struct kvt_engine *e, uint64_t offset, uint64_t bytes, int code)
         chunk_state_set(e, chunk, code == 0 ? CHUNK_READY : CHUNK_ABSENT);
     }
     h->full = code != 0;
+    h->changed_ms = e->now_ms;
     e->epoch++;
     h->sweep_due = true;
 }
@@ -485,5 +483,6 @@ void host_shrunk(struct kvt_engine *e, uint64_t offset, uint64_t bytes) {
     KVT_ASSERT(h->chunks[chunk] == CHUNK_SHRINKING);
     chunk_state_set(e, chunk, CHUNK_ABSENT);
     h->full = false;
+    h->changed_ms = e->now_ms;
     e->epoch++;
 }

@@ -36,6 +36,11 @@ bool array_grow(void **array, uint32_t *room, uint32_t count, size_t size) {
 #define GROW(p, what) \
     array_grow((void **)&(p)->what, &(p)->what##_room, (p)->what##_count, sizeof(*(p)->what))
 
+uint64_t pieces_bytes(const struct pieces *p) {
+    return (uint64_t)p->piece_count * sizeof(*p->piece) + (uint64_t)p->run_count * sizeof(*p->run) +
+           (uint64_t)p->move_count * sizeof(*p->move) + (uint64_t)p->row_count * sizeof(*p->row);
+}
+
 void pieces_clear(struct pieces *p) {
     p->piece_count = p->run_count = p->row_count = p->move_count = 0;
 }
@@ -296,6 +301,11 @@ static int list_resident(struct walk *w, const struct segment *segments, uint32_
     return 0;
 }
 
+/* Asked for each layer, so that a step which cannot be given is not laid out to its end. */
+static int size_check(const struct walk *w) {
+    return pieces_bytes(w->out) <= w->shape->bytes_max ? 0 : -KVT_ETOOBIG;
+}
+
 /* A later reader finds what the layer's own listing appended already there. */
 static int list_layer(struct walk *w, uint32_t layer, uint32_t reader) {
     uint32_t first = w->out->piece_count;
@@ -323,7 +333,7 @@ static int list_layer(struct walk *w, uint32_t layer, uint32_t reader) {
     if (rc == 0 && w->out->piece_count > first) {
         w->out->piece[w->out->piece_count - 1].flags |= KVT_PIECE_LAST;
     }
-    return rc;
+    return rc == 0 ? size_check(w) : rc;
 }
 
 static int build_segment(struct walk *w) {
@@ -339,11 +349,15 @@ static int build_segment(struct walk *w) {
         rc = segments_walk(w, 0, w->shape->count, 0);
     }
     const struct family *f = w->c->family;
+    uint32_t shared[KVT_LAYERS_MAX]; /* layers that later ones read, so far */
+    uint32_t shared_count = 0;
     for (uint32_t reader = 0; reader < f->layer_count && rc == 0; reader++) {
-        for (uint32_t layer = 0; layer <= reader && rc == 0; layer++) {
-            if (layer == reader || f->layers[layer].last_reader >= reader) {
-                rc = list_layer(w, layer, reader);
-            }
+        for (uint32_t i = 0; i < shared_count && rc == 0; i++) {
+            rc = f->layers[shared[i]].last_reader >= reader ? list_layer(w, shared[i], reader) : 0;
+        }
+        rc = rc == 0 ? list_layer(w, reader, reader) : rc;
+        if (f->layers[reader].last_reader > reader) {
+            shared[shared_count++] = reader;
         }
     }
     free(w->set);
@@ -452,14 +466,14 @@ static int list_dense(struct walk *w, uint32_t layer) {
         run->k_offset = piece->k_offset + at * piece->k_row_bytes;
         run->v_offset = piece->v_offset + at * piece->v_row_bytes;
     }
-    if (f->resident[layer]) {
-        return 0;
+    int rc = 0;
+    if (!f->resident[layer]) {
+        rc = duplicates_add(w, piece, piece->k_offset, piece->k_row_bytes, f->bytes[layer].k);
     }
-    int rc = duplicates_add(w, piece, piece->k_offset, piece->k_row_bytes, f->bytes[layer].k);
-    if (rc == 0) {
+    if (rc == 0 && !f->resident[layer]) {
         rc = duplicates_add(w, piece, piece->v_offset, piece->v_row_bytes, f->bytes[layer].v);
     }
-    return rc;
+    return rc == 0 ? size_check(w) : rc;
 }
 
 int pieces_build(struct kvt_engine *e, struct cache *c, const struct step_shape *shape,

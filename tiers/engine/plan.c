@@ -84,25 +84,46 @@ static struct layer_cost layer_cost(const struct kvt_engine *e, const struct kvt
 
 /* Three, and one for each streamed layer that a dense worker holds for later readers at the same
  * time; 0 if nothing is streamed. A static cache, which restarts its slots each step, avoids a
- * remainder of 1. */
+ * remainder of 1. `resident` NULL: none is. */
 uint32_t plan_slots(const struct kvt_layer_layout *layers, uint32_t layer_count,
                     const bool *resident, bool dense, bool is_static) {
+    uint32_t ends[KVT_LAYERS_MAX + 1] = {0}; /* held layers whose last reader was the one before */
     uint32_t streamed = 0;
+    uint32_t held = 0;
     uint32_t held_most = 0;
-    for (uint32_t at = 0; at < layer_count; at++) {
-        streamed += !resident[at];
-        uint32_t held = 0;
-        for (uint32_t l = 0; dense && l < at; l++) {
-            held += !resident[l] && layers[l].last_reader >= at;
-        }
+    for (uint32_t l = 0; l < layer_count; l++) {
+        held -= ends[l];
         held_most = held > held_most ? held : held_most;
+        if (resident != NULL && resident[l]) {
+            continue;
+        }
+        streamed++;
+        if (dense && layers[l].last_reader > l) {
+            held++;
+            ends[layers[l].last_reader + 1]++;
+        }
     }
     if (streamed == 0) {
         return 0;
     }
     uint32_t slots = 3 + held_most;
     slots += is_static && streamed % slots == 1;
-    return slots < KVT_SLOTS_MAX ? slots : KVT_SLOTS_MAX;
+    return slots;
+}
+
+/* A dense worker holds a streamed layer until its last reader, and any layer may come to be
+ * streamed: the slots for that, and the one that a static cache may add, must be there. */
+int plan_slots_check(const struct kvt_layer_layout *layers, uint32_t layer_count, bool dense,
+                     uint32_t mode, const char *what, char *text, uint32_t size) {
+    uint32_t slots = plan_slots(layers, layer_count, NULL, dense, false) + 1;
+    if (mode == KVT_MODE_STATIC || slots <= KVT_SLOTS_MAX) {
+        return 0;
+    }
+    kvt_text_format(text, size,
+                    "%s: the layout has %u layers that wait for later readers at one time; "
+                    "a dense worker may have %u, unless the mode is static",
+                    what, slots - 4, KVT_SLOTS_MAX - 4);
+    return -KVT_ENOTSUP;
 }
 
 /* Tokens of a segment worker's streamed piece: whole blocks, at least one. `wanted` 0: as many as
@@ -122,9 +143,8 @@ uint32_t plan_piece_tokens(const struct kvt_engine *e, const struct kvt_layer_la
 }
 
 /* Fills `out` for a resident set of the first `count` layers of the order. */
-static void plan_at(const struct kvt_engine *e, const struct kvt_plan_request *r,
-                    const uint32_t *order, uint32_t count, uint32_t piece_tokens,
-                    struct kvt_plan *out) {
+static void plan_at(const struct kvt_plan_request *r, const struct layer_cost *costs,
+                    const uint32_t *order, uint32_t count, struct kvt_plan *out) {
     bool resident[KVT_LAYERS_MAX] = {false};
     for (uint32_t i = 0; i < count; i++) {
         resident[order[i]] = true;
@@ -132,7 +152,7 @@ static void plan_at(const struct kvt_engine *e, const struct kvt_plan_request *r
     *out = (struct kvt_plan){.resident_layers = count};
     for (uint32_t l = 0; l < r->layout->layer_count; l++) {
         const struct kvt_layer_layout *layer = &r->layout->layers[l];
-        struct layer_cost cost = layer_cost(e, r, layer, piece_tokens);
+        struct layer_cost cost = costs[l];
         out->layers[l] = resident[l] ? 'R' : 'S';
         if (resident[l]) {
             out->device_bytes = add(out->device_bytes, cost.gpu_bytes);
@@ -176,6 +196,11 @@ int kvt_engine_plan(const struct kvt_engine *e, const struct kvt_plan_request *r
                         o->rows, r->tokens, o->tokens_max);
         return -KVT_EINVAL;
     }
+    rc = plan_slots_check(r->layout->layers, r->layout->layer_count,
+                          r->worker_kind == KVT_WORKER_DENSE, o->mode, "plan", text, size);
+    if (rc != 0) {
+        return rc;
+    }
     const struct device *d = &e->devices[r->device];
     uint64_t budget = r->device_budget_bytes != 0 ? r->device_budget_bytes
                                                   : least_of(d->config.budget_bytes - d->used_bytes,
@@ -188,9 +213,13 @@ int kvt_engine_plan(const struct kvt_engine *e, const struct kvt_plan_request *r
     uint32_t least = o->mode == KVT_MODE_STATIC ? most : 0;
     uint32_t piece_tokens =
         plan_piece_tokens(e, r->layout->layers, r->layout->layer_count, r->device, o->piece_tokens);
+    struct layer_cost costs[KVT_LAYERS_MAX];
+    for (uint32_t l = 0; l < r->layout->layer_count; l++) {
+        costs[l] = layer_cost(e, r, &r->layout->layers[l], piece_tokens);
+    }
     struct kvt_plan plan;
     for (uint32_t count = most;; count--) {
-        plan_at(e, r, order, count, piece_tokens, &plan);
+        plan_at(r, costs, order, count, &plan);
         if (plan.device_bytes <= budget || count == least) {
             break;
         }

@@ -225,6 +225,7 @@ void queue_progress(struct kvt_engine *e, struct session *s) {
         if (rc == KVT_WAIT) {
             p->started_ms = p->started ? p->started_ms : e->now_ms;
             p->started = true;
+            p->short_tier = e->short_tier;
             p->epoch = epoch;
             i++;
             continue;
@@ -238,15 +239,48 @@ void queue_progress(struct kvt_engine *e, struct session *s) {
     settling_update(e, s);
 }
 
-/* When a request that waits for memory fails: when none has come or gone for a while, and at last in
- * any case, since what comes and goes may never suffice. */
+/* Memory that was asked for the session and is being made ready: that takes as long as it takes. */
+static bool memory_is_made(const struct kvt_engine *e, const struct session *s,
+                           const struct pending *p) {
+    return s->extents_creating > 0 || (p->short_tier == KVT_TIER_HOST && e->host.busy_chunks > 0);
+}
+
+/* When a request that waits for memory fails: when none has come or gone for a while, and at last
+ * when there has not been more than before for long, since what comes and goes may never suffice. */
 uint64_t pending_deadline_ms(const struct kvt_engine *e, const struct session *s,
                              const struct pending *p) {
-    uint64_t changed_ms = e->devices[s->device].changed_ms;
-    uint64_t since_ms = changed_ms > p->started_ms ? changed_ms : p->started_ms;
+    uint64_t since_ms = e->devices[s->device].changed_ms;
+    since_ms = e->host.changed_ms > since_ms ? e->host.changed_ms : since_ms;
+    since_ms = p->started_ms > since_ms ? p->started_ms : since_ms;
     uint64_t last_ms = p->started_ms + (uint64_t)WAITS_MAX * e->config.reclaim_deadline_ms;
     uint64_t deadline_ms = since_ms + e->config.reclaim_deadline_ms;
     return deadline_ms < last_ms ? deadline_ms : last_ms;
+}
+
+static bool is_expired(struct kvt_engine *e, const struct session *s, struct pending *p) {
+    bool gathers = (is_step(&p->request) || p->request.kind == KVT_REQUEST_CREATE) &&
+                   !KVT_BROKEN(e->rules, KVT_BREAK_WAIT_FOR_EVER);
+    uint64_t used = e->devices[s->device].used_bytes + e->host.used_bytes;
+    if (!p->started || !gathers || s->migration.family != NULL || s->schedule.phase != PHASE_NONE) {
+        return false;
+    }
+    if (used > p->used_most) { /* which has an end: the budgets */
+        p->used_most = used;
+        p->started_ms = e->now_ms;
+    }
+    return !memory_is_made(e, s, p) && e->now_ms >= pending_deadline_ms(e, s, p);
+}
+
+static void answer_expired(struct kvt_engine *e, const struct session *s, const struct pending *p) {
+    bool host = p->short_tier == KVT_TIER_HOST;
+    const struct device *d = &e->devices[s->device];
+    answer_error(
+        e, session_index(e, s), p->request.tag, -KVT_EQUOTA,
+        "%s memory: %llu of the budget of %llu bytes are in use, and other workers gave "
+        "back none for %u ms; evict one that hangs (kvtierctl workers), or raise %s budget",
+        host ? "host" : "device", (unsigned long long)(host ? e->host.used_bytes : d->used_bytes),
+        (unsigned long long)(host ? e->config.host_budget_bytes : d->config.budget_bytes),
+        e->config.reclaim_deadline_ms, host ? "[host]" : "the device's");
 }
 
 /* A request that has waited for others' memory for too long fails. */
@@ -256,10 +290,7 @@ void queue_expire(struct kvt_engine *e, struct session *s) {
         if (p->started && e->now_ms - p->since_ms >= ASK_AGAIN_MS) {
             dev_take_from_younger(e, s, p->since_ms);
         }
-        bool gathers = (is_step(&p->request) || p->request.kind == KVT_REQUEST_CREATE) &&
-                       !KVT_BROKEN(e->rules, KVT_BREAK_WAIT_FOR_EVER);
-        if (!p->started || !gathers || s->migration.family != NULL ||
-            s->schedule.phase != PHASE_NONE || e->now_ms < pending_deadline_ms(e, s, p)) {
+        if (!is_expired(e, s, p)) {
             i++;
             continue;
         }
@@ -267,14 +298,7 @@ void queue_expire(struct kvt_engine *e, struct session *s) {
         if (c != NULL) {
             settle_undo(e, c);
         }
-        const struct device *d = &e->devices[s->device];
-        answer_error(
-            e, session_index(e, s), p->request.tag, -KVT_EQUOTA,
-            "device memory: %llu of the budget of %llu bytes are in use, and other workers "
-            "gave back none for %u ms; evict one that hangs (kvtierctl workers), or "
-            "raise the device's budget",
-            (unsigned long long)d->used_bytes, (unsigned long long)d->config.budget_bytes,
-            e->config.reclaim_deadline_ms);
+        answer_expired(e, s, p);
         queue_remove(e, s, i);
     }
     settling_update(e, s);

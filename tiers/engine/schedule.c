@@ -282,10 +282,7 @@ static uint64_t ring_bytes_needed(const struct pieces *steps, uint32_t count, ui
     uint64_t bytes = sizeof(struct kvt_sched_header) + count * sizeof(struct kvt_sched_step) +
                      (uint64_t)moves * sizeof(struct kvt_sched_move);
     for (uint32_t i = 0; i < count; i++) {
-        bytes += (uint64_t)steps[i].piece_count * sizeof(struct kvt_sched_piece) +
-                 (uint64_t)steps[i].run_count * sizeof(struct kvt_sched_run) +
-                 (uint64_t)steps[i].move_count * sizeof(struct kvt_sched_move) +
-                 (uint64_t)steps[i].row_count * sizeof(uint32_t);
+        bytes += pieces_bytes(&steps[i]);
     }
     return (bytes + 7) / 8 * 8;
 }
@@ -381,19 +378,37 @@ static uint32_t plane_moves_most(const struct cache *c, const struct schedule *s
 
 /* ---- opening --------------------------------------------------------------------------------------------- */
 
-/* `lengths` is scratch, of each row that takes part. */
-static int steps_build(struct kvt_engine *e, struct schedule *sc, struct pieces *steps,
-                       uint32_t count, uint32_t *lengths) {
-    int rc = 0;
-    for (uint32_t at = 0; at < count && rc == 0; at++) {
+/* Builds as many of the steps as fit the ring beside `moves` leading moves, at least one: then
+ * sc->steps is how many. `lengths` is scratch, of each row that takes part. */
+static int steps_build(struct kvt_engine *e, const struct session *s, struct schedule *sc,
+                       struct pieces *steps, uint32_t moves, uint32_t *lengths, char *text) {
+    for (uint32_t at = 0; at < sc->steps; at++) {
         for (uint32_t i = 0; i < sc->row_count; i++) {
             lengths[i] = sc->lengths[i] + at * sc->tokens[i];
         }
-        struct step_shape shape = {
-            .rows = sc->rows, .lengths = lengths, .tokens = sc->tokens, .count = sc->row_count};
-        rc = pieces_build(e, sc->cache, &shape, &steps[at]);
+        struct step_shape shape = {.rows = sc->rows,
+                                   .lengths = lengths,
+                                   .tokens = sc->tokens,
+                                   .count = sc->row_count,
+                                   .bytes_max = s->ring_bytes};
+        int rc = pieces_build(e, sc->cache, &shape, &steps[at]);
+        bool fits = rc == 0 && ring_bytes_needed(steps, at + 1, moves) <= s->ring_bytes;
+        if (rc != 0 && rc != -KVT_ETOOBIG) {
+            return rc;
+        }
+        if (!fits && at == 0) {
+            kvt_text_format(text, KVT_TEXT_BYTES,
+                            "step: its schedule does not fit the schedule ring of %llu bytes; use "
+                            "larger pieces or fewer rows, or raise [daemon] ring_size",
+                            (unsigned long long)s->ring_bytes);
+            return -KVT_ETOOBIG;
+        }
+        if (!fits) {
+            pieces_free(&steps[at]);
+            sc->steps = at;
+        }
     }
-    return rc;
+    return 0;
 }
 
 /* Pieces of the step that will probably come next: the same rows append as much again, in as many
@@ -419,27 +434,11 @@ static bool guess_pieces(struct kvt_engine *e, struct session *s, uint32_t asked
                                .lengths = lengths,
                                .tokens = sc->tokens,
                                .count = sc->row_count,
+                               .bytes_max = s->ring_bytes,
                                .streamed_only = true};
     fits = fits && pieces_build(e, c, &shape, next) == 0;
     free(lengths);
     return fits;
-}
-
-/* Fewer steps, so that the schedule fits the ring; the first step's size stands for the others'. */
-static int ring_fit(const struct session *s, struct schedule *sc, const struct pieces *steps,
-                    uint32_t moves, char *text) {
-    while (ring_bytes_needed(steps, sc->steps, moves) > s->ring_bytes) {
-        if (sc->steps == 1) {
-            kvt_text_format(text, KVT_TEXT_BYTES,
-                            "step: its schedule needs %llu bytes and the schedule ring has %llu; "
-                            "use larger pieces or fewer rows, or raise [daemon] ring_size",
-                            (unsigned long long)ring_bytes_needed(steps, 1, moves),
-                            (unsigned long long)s->ring_bytes);
-            return -KVT_ETOOBIG;
-        }
-        sc->steps /= 2;
-    }
-    return 0;
 }
 
 static void ring_place(struct session *s, struct schedule *sc, uint64_t bytes) {
@@ -472,10 +471,9 @@ int schedule_open(struct kvt_engine *e, struct session *s, struct step_plan *pla
     }
     if (rc == 0) {
         cow_moves(e, c, sc, &lead);
-        rc = lead.no_memory ? -KVT_ENOMEM : steps_build(e, sc, steps, sc->steps, lengths);
-    }
-    if (rc == 0) {
-        rc = ring_fit(s, sc, steps, lead.count + plane_moves_most(c, sc), text);
+        rc = lead.no_memory ? -KVT_ENOMEM
+                            : steps_build(e, s, sc, steps, lead.count + plane_moves_most(c, sc),
+                                          lengths, text);
     }
     if (rc == 0 && sc->old_planes_row != NULL) {
         rc = moves_reserve(&lead, plane_moves_most(c, sc));
@@ -487,7 +485,7 @@ int schedule_open(struct kvt_engine *e, struct session *s, struct step_plan *pla
         }
         planes_move(e, c, sc, chained, &lead);
         KVT_ASSERT(!lead.no_memory);
-        rc = steps_build(e, sc, steps, sc->steps, lengths); /* again, now with the places */
+        rc = steps_build(e, s, sc, steps, lead.count, lengths, text); /* now with the places */
         KVT_ASSERT(rc == 0);
     }
     if (rc == 0) {

@@ -77,7 +77,7 @@ static int plan_check(const struct kvt_engine *e, struct cache *c, const struct 
 /* What a step costs the loop, which serves all workers: entries of tables that are walked, blocks and
  * pieces of each layer. About 20 ns a unit. */
 #define PIECE_UNITS    64u
-#define SCHEDULE_UNITS (1u << 20)
+#define SCHEDULE_UNITS (1u << 17) /* 3 ms */
 
 /* Fewer steps at once for those that are costly to lay out; at least one. */
 static uint32_t steps_affordable(const struct kvt_engine *e, const struct step_plan *plan) {
@@ -88,7 +88,7 @@ static uint32_t steps_affordable(const struct kvt_engine *e, const struct step_p
     }
     uint64_t blocks =
         family_is_segment(e, f) && entries > f->block_count ? f->block_count : entries;
-    uint64_t units = entries + f->layer_count * (blocks + PIECE_UNITS);
+    uint64_t units = entries + f->listings * (blocks + PIECE_UNITS);
     uint64_t steps = SCHEDULE_UNITS / units;
     steps = steps < 1 ? 1 : steps;
     return steps < plan->steps ? (uint32_t)steps : plan->steps;
@@ -255,7 +255,7 @@ void settle_undo(struct kvt_engine *e, struct cache *c) {
             block_unref(e, c->rows[i].cow);
             c->rows[i].cow = NULL;
         }
-        row_trim(e, c, &c->rows[i]);
+        row_trim(e, &c->rows[i]);
     }
     planes_unref(e, c->planes_next);
     c->planes_next = NULL;

@@ -102,6 +102,7 @@ struct host {
     uint64_t chunk_bytes;
     uint64_t used_bytes; /* chunks that are not absent */
     uint64_t live_bytes;
+    uint64_t changed_ms; /* when a chunk last came or went */
     bool full;      /* the machine had no memory though the budget had; until something is freed */
     bool sweep_due; /* a chunk may have become empty */
 };
@@ -143,6 +144,7 @@ struct family {
     uint32_t layer_count;
     uint32_t mode;
     uint32_t piece_tokens; /* segment workers: streamed pieces */
+    uint32_t listings;     /* of layers in a step: those with later readers are listed for each */
     uint32_t resident_layers_max;
     uint32_t resident_count;
     bool is_static;
@@ -322,7 +324,9 @@ struct pending {
     uint64_t since_ms;
     uint64_t epoch;      /* the engine's when it was last tried */
     bool started;        /* it waits for memory, not for its turn */
-    uint64_t started_ms; /* when it was first tried in vain */
+    uint64_t started_ms; /* when it was first tried in vain, or there was last more than ever */
+    uint64_t used_most;  /* bytes that device and host together had taken by then */
+    uint32_t short_tier; /* what it waits for */
 };
 
 /* A family's layer on its way between device and host. */
@@ -473,12 +477,12 @@ uint32_t session_index(const struct kvt_engine *e, const struct session *s);
 
 /* ---- block.c: families, groups, tables ---------------------------------------------------------------- */
 struct family *family_create(const struct kvt_layout *layout, const struct kvt_cache_options *o,
-                             uint32_t session, uint32_t block_tokens);
+                             uint32_t session, bool dense);
 void family_unref(struct kvt_engine *e, struct family *f);
 uint64_t group_layer_bytes(const struct kvt_engine *e, const struct family *f, uint32_t blocks,
                            uint32_t layer);
 int row_reserve(struct kvt_engine *e, struct cache *c, struct row *r, uint32_t tokens);
-void row_trim(struct kvt_engine *e, struct cache *c, struct row *r);
+void row_trim(struct kvt_engine *e, struct row *r);
 void row_clear(struct kvt_engine *e, struct cache *c, struct row *r);
 int row_copy(struct kvt_engine *e, struct cache *c, const struct row *from, struct row *to);
 int block_alloc(struct kvt_engine *e, struct cache *c, struct row *r, struct block **out);
@@ -520,11 +524,14 @@ struct step_shape { /* what one step is: rows that take part, their lengths befo
     const uint32_t *lengths;
     const uint32_t *tokens;
     uint32_t count;
+    uint64_t bytes_max; /* of the ring: a step that needs more is -KVT_ETOOBIG */
     bool streamed_only; /* a guess: resident layers need no prefetch */
 };
 int pieces_build(struct kvt_engine *e, struct cache *c, const struct step_shape *shape,
                  struct pieces *out);
 void pieces_mark_sources(struct kvt_engine *e, struct cache *c, const struct step_shape *shape);
+/* What they take in the ring. */
+uint64_t pieces_bytes(const struct pieces *p);
 void pieces_clear(struct pieces *p);
 void pieces_free(struct pieces *p);
 
@@ -596,6 +603,8 @@ struct family *session_family(const struct kvt_engine *e, const struct session *
 
 /* ---- plan.c --------------------------------------------------------------------------------------------------- */
 uint32_t resident_layers_most(uint32_t mode, uint32_t layer_count, uint32_t resident_layers_max);
+int plan_slots_check(const struct kvt_layer_layout *layers, uint32_t layer_count, bool dense,
+                     uint32_t mode, const char *what, char *text, uint32_t size);
 uint32_t plan_slots(const struct kvt_layer_layout *layers, uint32_t layer_count,
                     const bool *resident, bool dense, bool is_static);
 uint32_t plan_piece_tokens(const struct kvt_engine *e, const struct kvt_layer_layout *layers,
