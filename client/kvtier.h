@@ -25,11 +25,14 @@
  * Threads: a client is used by one thread at a time. The library has a thread of its own that
  * serves the attach socket (extents, reclaim, hang-up).
  *
+ * Waits: kvt_piece_wait, kvt_acquire, and kvt_cache_settle with a negative time, wait as long as
+ * the daemon lives, also for one that is stopped (SIGSTOP, a debugger); kvt_interrupt ends them.
+ *
  * Death of the daemon: calls return -KVT_EGONE, waits end. Nothing of the session exists any more;
  * detach, attach again, create again. kvt_attach waits for the daemon up to timeout_ms.
  *
- * fork(2): a child must not use the client; its file descriptors are close-on-exec, its mappings
- * are not inherited.
+ * fork(2): a child must not use the client (each call returns -KVT_ESTATE); its file descriptors are
+ * close-on-exec, its mappings are not inherited.
  */
 #ifndef KVTIER_H
 #define KVTIER_H
@@ -106,6 +109,10 @@ struct kvt_attach_options {
 KVTIER_API int kvt_attach(const struct kvt_attach_options *o, struct kvt_client **out) KVTIER_CHECK;
 /* Closes all caches, unmaps, frees. An open step must have been ended or aborted. NULL is fine. */
 KVTIER_API void kvt_detach(struct kvt_client *c);
+/* Gives the session up: a call that waits, and each later one, returns -KVT_EGONE. For any thread
+ * and for signal handlers, between the success of kvt_attach and kvt_detach: a wait for a daemon
+ * that is alive and does nothing (stopped by SIGSTOP, say) has no other end. NULL is fine. */
+KVTIER_API void kvt_interrupt(struct kvt_client *c);
 
 /* The last failure of this client, for a person. Never NULL; valid until the next call. */
 KVTIER_API const char *kvt_error_message(const struct kvt_client *c);
@@ -165,9 +172,8 @@ struct kvt_run {
 struct kvt_piece {
     uint32_t layer;  /* whose K and V */
     uint32_t reader; /* layer that attends now (differs when a later layer reads them) */
-    uint32_t
-        last_reader;   /* kvt_piece_done is due behind that layer's attention; segment workers: */
-                       /* always the reader */
+    /* kvt_piece_done is due behind that layer's attention; segment workers: always the reader */
+    uint32_t last_reader;
     uint32_t streamed; /* 0: resident */
     uint32_t last;     /* 1: the layer's last piece */
     uint32_t slot;     /* streamed: index in the control page */
@@ -185,8 +191,8 @@ struct kvt_piece {
 
 /* Opens a schedule of up to `steps` equal steps on `cache` and makes its first step the current
  * one. rows NULL: every row appends `tokens`. Rows that are not named are not read; dense workers
- * name all of them, in order (0 tokens for those that stand still). Fails with -KVT_EQUOTA (budget and need are in the
- * message) and then nothing has changed. One schedule at a time a client.
+ * name all of them, in order (0 tokens for those that stand still). Fails with -KVT_EQUOTA (budget
+ * and need are in the message) and then nothing has changed. One schedule at a time a client.
  * Waits first until the steps that were ended are written back. -KVT_EFAILED, once: some of this
  * cache were not (the message names steps, row and tokens): no schedule was opened; the rows have
  * the length before them, which kvt_step_length says behind the next begin, and the caller goes on
@@ -199,31 +205,33 @@ KVTIER_API uint32_t kvt_step_left(const struct kvt_step *s);
 /* Tokens of `row` before the current step. */
 KVTIER_API uint32_t kvt_step_length(const struct kvt_step *s, uint32_t row);
 /* 1: *p is the next piece of the current step; 0: there is none; negative: error, -KVT_EFAILED and
- * -KVT_EGONE among them: abort it. Pieces stay valid until the step is ended or aborted. A layer whose K and V later layers read too is listed again
- * for each of them to segment workers: another piece, whose reader differs from its layer, and which
- * reads this step's tokens as well. Dense workers get it once and keep it until last_reader. */
+ * -KVT_EGONE among them: abort it. Pieces stay valid until the step is ended or aborted. A layer
+ * whose K and V later layers read too is listed again for each of them to segment workers: another
+ * piece, whose reader differs from its layer, and which reads this step's tokens as well. Dense
+ * workers get it once and keep it until last_reader. */
 KVTIER_API int kvt_step_piece(struct kvt_step *s, const struct kvt_piece **p) KVTIER_CHECK;
 /* Waits (CPU) until the piece's bytes are there; call it for every piece, also for resident ones,
- * which may need a copy on the device first. -KVT_EFAILED: the step failed; abort it.
- * -KVT_EGONE: the daemon is gone; abort it too. */
+ * which may need a copy on the device first. Has no time limit: see "Waits" at the top.
+ * -KVT_EFAILED: the step failed; abort it. -KVT_EGONE: the daemon is gone; abort it too. */
 KVTIER_API int kvt_piece_wait(struct kvt_step *s, const struct kvt_piece *p) KVTIER_CHECK;
 /* The caller is done with the piece: its memory may change at once. Due for every streamed piece,
  * behind the attention of its last_reader, before the step is ended; a no-op for resident ones.
- * It may be late (frameworks learn that a layer's attention is over when the next layer begins), but
- * comes before the wait for a piece of a later reader, which may need the memory. */
+ * It may be late (frameworks learn that a layer's attention is over when the next layer begins),
+ * but comes before the wait for a piece of a later reader, which may need the memory. */
 KVTIER_API int kvt_piece_done(struct kvt_step *s, const struct kvt_piece *p) KVTIER_CHECK;
 /* Ends the current step: everything that it did is complete. If the schedule has more steps
  * (kvt_step_left was above 1) the next one becomes current, otherwise `s` is freed. 0: the results
- * may be used; the commit is confirmed by the next kvt_step_begin or kvt_acquire on the cache, or by
- * kvt_cache_settle: until then the step may still fail to be written back. -KVT_ESTATE: a streamed
+ * may be used; the commit is confirmed by the next kvt_step_begin or kvt_acquire on the cache, or
+ * by kvt_cache_settle: until then the step may still fail to be written back. -KVT_ESTATE: a streamed
  * piece is not done; nothing has changed. Any other error, -KVT_EFAILED and -KVT_EGONE among them:
  * the results may not be used; `s` is freed. */
 KVTIER_API int kvt_step_end(struct kvt_step *s) KVTIER_CHECK;
 /* Gives up the current step and those behind it and frees `s`: the cache keeps the length that it
  * had before the current step. NULL is fine. */
 KVTIER_API int kvt_step_abort(struct kvt_step *s);
-/* Waits until every step of the cache that was ended has been committed. -KVT_EFAILED, once: some
- * were lost, as kvt_step_begin would say. */
+/* Waits until every step of the cache that was ended has been committed; timeout_ms negative:
+ * without a limit, see "Waits" at the top. -KVT_EFAILED, once: some were lost, as kvt_step_begin
+ * would say. */
 KVTIER_API int kvt_cache_settle(struct kvt_client *c, uint32_t cache, int timeout_ms) KVTIER_CHECK;
 
 /* The simple way, a layer at a time, on the same machinery: opens a step of `tokens` new tokens for
@@ -237,7 +245,7 @@ KVTIER_API int kvt_commit(struct kvt_client *c, uint32_t cache, uint32_t layer) 
 /* Gives up the step that kvt_acquire opened. Without one: 0. */
 KVTIER_API int kvt_acquire_abort(struct kvt_client *c, uint32_t cache);
 
-/* ---- rows: edits of tables, no copies ----------------------------------------------------------- */
+/* ---- rows: edits of tables, no copies --------------------------------------------------------- */
 
 /* A new cache with copies of `rows` (NULL: all). */
 KVTIER_API int kvt_cache_fork(struct kvt_client *c, uint32_t cache, const uint32_t *rows,

@@ -2,7 +2,7 @@
  *
  * Threads. The user's thread owns everything except what is listed here; the library's thread
  * serves the attach socket. Both touch: the extent table (its lock), the control page (atomics),
- * `gone` and `stopping` (atomics), and `registry_lock` below.
+ * `gone`, `stopping` and `interrupted` (atomics), and `registry_lock` below.
  *
  * Lock order: registry_lock (session.c: list of this process's clients) before an extent table's
  * lock. Neither is held while waiting for the daemon.
@@ -28,10 +28,11 @@
 /* Why a session is over; the first reason stands. */
 enum kvt_client_gone {
     KVT_GONE_NOT = 0,
-    KVT_GONE_HANGUP,   /* the daemon closed the attach socket, or died */
-    KVT_GONE_RESTART,  /* a reply carried another boot epoch */
-    KVT_GONE_SILENT,   /* a request was not answered in time: what became of it is unknown */
-    KVT_GONE_PROTOCOL, /* the daemon sent what this library does not understand */
+    KVT_GONE_HANGUP,      /* the daemon closed the attach socket, or died */
+    KVT_GONE_RESTART,     /* a reply carried another boot epoch */
+    KVT_GONE_SILENT,      /* a request was not answered in time: what became of it is unknown */
+    KVT_GONE_PROTOCOL,    /* the daemon sent what this library does not understand */
+    KVT_GONE_INTERRUPTED, /* kvt_interrupt */
 };
 
 /* A layout is shared by a cache and its forks. */
@@ -83,8 +84,9 @@ struct kvt_client {
     int gone_fd; /* eventfd: written once when the session is over, never read */
     struct kvt_control_page *page;
     const void *ring;
-    uint32_t gone;     /* enum kvt_client_gone; atomic */
-    uint32_t stopping; /* atomic */
+    uint32_t gone;        /* enum kvt_client_gone; atomic */
+    uint32_t stopping;    /* atomic */
+    uint32_t interrupted; /* kvt_interrupt was called; atomic */
     pthread_t thread;
     bool thread_runs;
     const struct kvt_client_device_ops *device;

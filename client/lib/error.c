@@ -23,6 +23,7 @@ int kvt_client_fail_gone(struct kvt_client *c) {
         [KVT_GONE_RESTART] = "the daemon was restarted",
         [KVT_GONE_SILENT] = "the daemon left a request unanswered",
         [KVT_GONE_PROTOCOL] = "the daemon sent what this library does not understand",
+        [KVT_GONE_INTERRUPTED] = "it was interrupted",
     };
     return kvt_client_fail(c, -KVT_EGONE,
                            "session %u: %s; its caches are gone: detach, attach again, start over",

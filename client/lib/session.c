@@ -41,6 +41,10 @@ static bool is_stopping(struct kvt_client *c) {
     return __atomic_load_n(&c->stopping, __ATOMIC_ACQUIRE) != 0;
 }
 
+static bool is_interrupted(struct kvt_client *c) {
+    return __atomic_load_n(&c->interrupted, __ATOMIC_ACQUIRE) != 0;
+}
+
 static void signal_fd(int fd) {
     uint64_t one = 1;
     ssize_t n = write(fd, &one, sizeof one);
@@ -63,6 +67,16 @@ void kvt_client_set_gone(struct kvt_client *c, enum kvt_client_gone reason) {
     if (c->page != NULL) {
         kvt_client_page_poison(c->page);
     }
+}
+
+/* Nothing here may take a lock: a signal handler calls it. The library's thread does the rest. */
+void kvt_interrupt(struct kvt_client *c) {
+    int saved = errno;
+    if (c != NULL && kvt_client_process_is_this(&c->process)) {
+        __atomic_store_n(&c->interrupted, 1, __ATOMIC_RELEASE);
+        (void)shutdown(c->attach_fd, SHUT_RDWR);
+    }
+    errno = saved;
 }
 
 /* ---- reclaim ---------------------------------------------------------------------------------- */
@@ -182,7 +196,9 @@ static void *run(void *argument) {
     while (!is_stopping(c) && !kvt_client_is_gone(c)) {
         int rc = serve(&s);
         if (rc < 0) {
-            kvt_client_set_gone(c, rc == -KVT_EPROTO ? KVT_GONE_PROTOCOL : KVT_GONE_HANGUP);
+            kvt_client_set_gone(c, rc == -KVT_EPROTO   ? KVT_GONE_PROTOCOL
+                                   : is_interrupted(c) ? KVT_GONE_INTERRUPTED
+                                                       : KVT_GONE_HANGUP);
         }
     }
     struct pollfd wake = {.fd = c->wake_fd, .events = POLLIN};

@@ -64,7 +64,8 @@ struct kvt_gguf;
 /*
  * Maps and parses a file.
  * Ownership: the caller owns *out and closes it; all that it returns is borrowed until then.
- * Errors: -KVT_EINVAL malformed, -KVT_ENOTSUP a type this worker does not read, -KVT_ENOMEM, -KVT_ESYS if the file cannot be opened.
+ * Errors: -KVT_EINVAL malformed, -KVT_ENOTSUP a type this worker does not read, -KVT_ENOMEM,
+ * -KVT_ESYS if the file cannot be opened.
  */
 __attribute__((warn_unused_result)) int kvt_gguf_open(struct kvt_gguf **out, const char *path,
                                                       char *err, size_t err_size);

@@ -1,6 +1,8 @@
 /* Steps against a fake daemon: pieces become pointers, counters are posted, failures are told. */
 #include "tests/support/client_rig.h"
 
+#include <signal.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -497,6 +499,58 @@ static void test_short_extent(void) {
     end_test();
 }
 
+/* ---- interrupted ------------------------------------------------------------------------------ */
+
+static void interrupt_client(int signal_number) {
+    (void)signal_number;
+    kvt_interrupt(client);
+}
+
+static void interrupt_soon(void) {
+    struct sigaction action = {.sa_handler = interrupt_client};
+    struct itimerval soon = {.it_value = {.tv_usec = 30000}};
+    CU_ASSERT_EQUAL_FATAL(sigaction(SIGALRM, &action, NULL), 0);
+    CU_ASSERT_EQUAL_FATAL(setitimer(ITIMER_REAL, &soon, NULL), 0);
+}
+
+/* The daemon lives and does nothing: a signal handler ends each kind of wait. */
+static void test_interrupt_piece_wait(void) {
+    const struct kvt_piece *p;
+    begin_test(KVT_SEGMENT);
+    struct fake_schedule schedule = two_steps();
+    struct kvt_step *s = begin(&schedule);
+    CU_ASSERT_EQUAL_FATAL(kvt_step_piece(s, &p), 1);
+    interrupt_soon();
+    CU_ASSERT_EQUAL(kvt_piece_wait(s, p), -KVT_EGONE);
+    CU_ASSERT(message_has("session 5: it was interrupted; its caches are gone"));
+    CU_ASSERT_EQUAL(kvt_step_abort(s), -KVT_EGONE);
+    end_test();
+}
+
+static void test_interrupt_settle(void) {
+    begin_test(KVT_SEGMENT);
+    struct fake_schedule schedule = two_steps();
+    struct kvt_step *s = begin(&schedule);
+    post_all(1);
+    walk(s);
+    CU_ASSERT_EQUAL(kvt_step_end(s), 0);
+    interrupt_soon();
+    CU_ASSERT_EQUAL(kvt_cache_settle(client, cache, -1), -KVT_EGONE);
+    end_test();
+}
+
+static void test_interrupt_request(void) {
+    begin_test(KVT_SEGMENT);
+    FAKE_SET(&fake, fake.ignore = 100);
+    interrupt_soon();
+    uint64_t start_ns = kvt_client_now_ns();
+    CU_ASSERT_EQUAL(kvt_ping(client, NULL), -KVT_EGONE);
+    CU_ASSERT(kvt_client_now_ns() - start_ns < UINT64_C(10000000000));
+    CU_ASSERT(message_has("it was interrupted"));
+    kvt_interrupt(NULL);
+    end_test();
+}
+
 /* ---- fork -------------------------------------------------------------------------------------- */
 
 static struct kvt_step *forked_step;
@@ -541,6 +595,7 @@ static int in_child(int (*call)(void)) {
     pid_t child = fork();
     if (child == 0) {
         (void)alarm(20);
+        kvt_interrupt(client); /* nor does it end its parent's session */
         int rc = call();
         bool told = strstr(kvt_error_message(client), "cannot be used in a child") != NULL;
         kvt_detach(client);
@@ -604,6 +659,9 @@ int main(void) {
                            {"leading moves of an evicted worker", test_leading_moves_of_evicted},
                            {"RECLAIM", test_reclaim},
                            {"a short extent", test_short_extent},
+                           {"interrupt a wait for a piece", test_interrupt_piece_wait},
+                           {"interrupt settle", test_interrupt_settle},
+                           {"interrupt a request", test_interrupt_request},
                            {"fork", test_fork},
                            {"fork without a mark", test_fork_without_mark},
                            CU_TEST_INFO_NULL};
