@@ -101,7 +101,7 @@ struct kvt_attach_options {
     const char *name;        /* shown to people; NULL: the program's name */
     const uint8_t *device;   /* 16 bytes, UUID of the device; NULL: the daemon's first */
     int timeout_ms;          /* wait so long for the daemon to answer; 0: 5,000 */
-    int request_timeout_ms;  /* a request unanswered for so long: -KVT_EGONE; 0: 30,000 */
+    int request_timeout_ms;  /* nothing heard of a request for so long: -KVT_EGONE; 0: 30,000 */
 };
 
 /* Attaches. On failure *out is still written with an object that only kvt_error_message and

@@ -54,6 +54,13 @@ static void send_error(struct kvt_session *s, const struct kvt_identity *to, uin
     send_reply(s, to, &reply, false);
 }
 
+static void send_working(struct kvt_session *s, const struct kvt_identity *to, uint64_t sequence) {
+    Kvt__Reply reply = KVT__REPLY__INIT;
+    reply.sequence = sequence;
+    reply.working = true;
+    send_reply(s, to, &reply, false);
+}
+
 void kvt_dispatch_answer(struct kvt_session *s, const struct kvt_answer *answer) {
     struct kvt_pending request;
     Kvt__Reply reply = KVT__REPLY__INIT;
@@ -110,6 +117,7 @@ static bool admit(struct kvt_session *s, const struct kvt_identity *from, const 
     case KVT_ADMIT_NEW:
         return true;
     case KVT_ADMIT_WAITING:
+        send_working(s, from, m->sequence);
         return false;
     case KVT_ADMIT_REPEAT:
         kvt_session_send_reply(s, from, kept->bytes, kept->size);

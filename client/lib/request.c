@@ -1,9 +1,10 @@
 /* Control requests over ZeroMQ: one at a time, matched to their reply by sequence.
  *
- * A request that is not answered within RESEND_MS is sent again with the same sequence: the front
+ * A request that is not answered within RESEND_MS (or a quarter of the timeout) is sent again with the same sequence: the front
  * may have been restarted with the message in its hands. The daemon answers a repeat from its store
- * and does not execute it twice. When the deadline passes, what became of the request is unknown;
- * so the session is given up: its caches must not be used in a state that nobody knows.
+ * and does not execute it twice; while it waits for its turn or for memory the daemon says so, and the
+ * deadline begins anew. When it passes, what became of the request is unknown; so the session is
+ * given up: its caches must not be used in a state that nobody knows.
  */
 #include "client/lib/client.h"
 
@@ -66,7 +67,8 @@ void kvt_client_requests_close(struct kvt_client *c) {
 
 /* Full queues (a front that is away) are no error: it is sent again later. */
 static int transmit(struct kvt_client *c, struct kvt_client_call *call) {
-    call->resend_ns = kvt_client_now_ns() + RESEND_MS * UINT64_C(1000000);
+    uint64_t resend_ms = c->request_timeout_ms / 4 < RESEND_MS ? c->request_timeout_ms / 4 : RESEND_MS;
+    call->resend_ns = kvt_client_now_ns() + resend_ms * 1000000;
     while (zmq_send(c->zmq_socket, c->buffer, call->bytes, ZMQ_DONTWAIT) < 0) {
         if (errno == EAGAIN) {
             return 0;
@@ -77,6 +79,11 @@ static int transmit(struct kvt_client *c, struct kvt_client_call *call) {
         }
     }
     return 0;
+}
+
+/* When a daemon that says nothing from now on is given up. */
+static uint64_t silent_at_ns(const struct kvt_client *c) {
+    return kvt_client_now_ns() + (uint64_t)c->request_timeout_ms * 1000000;
 }
 
 int kvt_client_call_start(struct kvt_client *c, struct kvt_client_call *call, const char *what,
@@ -98,7 +105,7 @@ int kvt_client_call_start(struct kvt_client *c, struct kvt_client_call *call, co
     call->what = what;
     call->sequence = r->sequence;
     call->bytes = bytes;
-    call->deadline_ns = kvt_client_now_ns() + (uint64_t)c->request_timeout_ms * 1000000;
+    call->deadline_ns = silent_at_ns(c);
     return transmit(c, call);
 }
 
@@ -136,7 +143,7 @@ static void keep_shortage(struct kvt_client *c, const Kvt__Shortage *m) {
 }
 
 /* Unpacks. Replies to earlier requests (answers to repeats) are dropped. 0: not for this call. */
-static int unpack(struct kvt_client *c, const struct kvt_client_call *call, size_t bytes,
+static int unpack(struct kvt_client *c, struct kvt_client_call *call, size_t bytes,
                   Kvt__Reply **out) {
     Kvt__Reply *r = kvt__reply__unpack(NULL, bytes, c->buffer + KVT_MESSAGE_BYTES_MAX);
     if (r == NULL) {
@@ -148,6 +155,9 @@ static int unpack(struct kvt_client *c, const struct kvt_client_call *call, size
         kvt_client_set_gone(c, KVT_GONE_RESTART);
         rc = kvt_client_fail_gone(c);
     } else if (r->sequence != call->sequence) {
+        rc = 0;
+    } else if (r->working) {
+        call->deadline_ns = silent_at_ns(c);
         rc = 0;
     } else if (r->code != 0) {
         int code = r->code <= KVT_ESYS ? -(int)r->code : -KVT_EPROTO;
@@ -164,7 +174,7 @@ static int unpack(struct kvt_client *c, const struct kvt_client_call *call, size
     return rc;
 }
 
-static int receive(struct kvt_client *c, const struct kvt_client_call *call, Kvt__Reply **reply) {
+static int receive(struct kvt_client *c, struct kvt_client_call *call, Kvt__Reply **reply) {
     for (;;) {
         size_t bytes;
         int rc = receive_frame(c, &bytes);

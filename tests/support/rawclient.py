@@ -118,6 +118,7 @@ class Reply:
         self.boot_epoch = fields.get(2, [0])[0]
         self.code = fields.get(3, [0])[0]
         self.text = fields.get(4, [b""])[0].decode()
+        self.working = bool(fields.get(6, [0])[0])
         self.shortage = fields_of(fields[5][0]) if 5 in fields else None
         self.body = {field: fields_of(values[0]) for field, values in fields.items() if field >= 10}
 
@@ -224,7 +225,7 @@ class Client:
             self.send(message)
             if self.dealer.poll(int(1000 * every_s)):
                 reply = Reply(self.dealer.recv())
-                if reply.sequence == self.sequence:
+                if reply.sequence == self.sequence and not reply.working:
                     return reply
         raise TimeoutError("no reply")
 

@@ -216,6 +216,25 @@ static void test_never_written_back(void) {
     end_test();
 }
 
+/* Says ten times that it still works on the request. */
+static bool works_long(struct fake_daemon *f, const Kvt__Request *q, Kvt__Reply *r) {
+    if (f->repeats < 10) {
+        r->working = true;
+        return true;
+    }
+    return fake_answer(f, q, r);
+}
+
+/* The timeout is for a daemon that says nothing, not for one that waits for memory. */
+static void test_a_long_request(void) {
+    begin_test(KVT_SEGMENT);
+    client->request_timeout_ms = 80;
+    FAKE_SET(&fake, fake.answer = works_long);
+    CU_ASSERT_EQUAL(kvt_cache_reset(client, cache), 0);
+    FAKE_SET(&fake, fake.answer = NULL);
+    end_test();
+}
+
 static void test_edits(void) {
     struct kvt_cache_stat stat;
     uint32_t rows[2] = {1, 0};
@@ -299,6 +318,7 @@ int main(void) {
     CU_TestInfo tests[] = {{"acquire", test_acquire},
                            {"acquire of a held layer", test_acquire_held},
                            {"settle", test_settle},
+                           {"a long request", test_a_long_request},
                            {"edits", test_edits},
                            {"lost steps", test_lost},
                            {"lost steps of another cache", test_lost_elsewhere},
