@@ -312,7 +312,8 @@ class Runner:
                     test.failed += 1
                 else:
                     test.passed += 1
-            if status != 0 and not test.failed:
+            nothing_to_run = status == 5 and test.skipped > 0  # pytest's own code, the module was skipped
+            if status != 0 and not nothing_to_run and not test.failed:
                 test.failed += 1
         elif status == SKIP_STATUS and test.kind != "fuzz":  # libFuzzer's 77 is a finding
             test.skipped = 1
