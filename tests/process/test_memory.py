@@ -7,17 +7,22 @@ compared with what bounds it, and the sum with the sum:
   kvtier-ring      ring_bytes of WELCOME for each worker: its ring is filled once round as it works
   kvtier-control   a control page for each worker
   anonymous        ANONYMOUS_KIB above what there was at the start
+A worker that says that it has unmapped an extent, and lies, has none of the budget's pages either.
 Nothing else may be there. A sanitizer has memory of its own: the anonymous part is left out then.
 
 test: timeout_s=120
 """
 
+import mmap
+import os
 import re
+import socket
+import struct
 import time
 
 from fleet import Fleet
-from kvtierd import SLOWER, wait_until
-from rawclient import Client
+from kvtierd import SLOWER, Daemon, wait_until
+from rawclient import (CLOSE, CONTROL, CREATE, EXTENT, STATUS, Client, data, fields_of, number)
 
 SANITIZED = SLOWER > 1
 DEVICE_KIB, HOST_KIB, FRONT_KIB = 6 << 10, 24 << 10, 16 << 10
@@ -96,3 +101,63 @@ def test_resident_memory_and_the_budgets():
         # It was worth looking: both budgets were nearly full.
         assert account.most["kvtier-extent"] > 0.8 * DEVICE_KIB
         assert account.most["kvtier-host"] > 0.8 * HOST_KIB
+
+
+class Liar(Client):
+    """Maps what it is sent, and never unmaps it."""
+
+    def __init__(self, runtime_dir):
+        super().__init__(runtime_dir)
+        self.files, self.maps = [], []
+
+    def serve(self, quiet_s=0.2):
+        """Maps each extent, writes to it, and says of those asked for that they are unmapped."""
+        self.socket.settimeout(quiet_s * SLOWER)
+        try:
+            while True:
+                packet, fds, _, _ = socket.recv_fds(self.socket, 2048, 8)
+                kind, session, extent = struct.unpack_from("<4xI8xII", packet)
+                if kind == EXTENT:
+                    self.files += fds
+                    self.maps.append(mmap.mmap(fds[0], struct.unpack_from("<32xQ", packet)[0]))
+                    self.maps[-1].write(b"\xa5" * len(self.maps[-1]))
+                else:
+                    self.reclaimed(extent, session)
+        except TimeoutError:
+            self.socket.settimeout(self.timeout_s)
+
+    def held_bytes(self):
+        return sum(512 * os.fstat(file).st_blocks for file in self.files)
+
+    def close(self, give_back=True):
+        super().close(give_back)
+        for mapping in self.maps:
+            mapping.close()
+        for file in self.files:
+            os.close(file)
+
+
+def test_who_stays_mapped_holds_no_memory():
+    """It gets the whole device again and again, and keeps every file mapped that it had."""
+    budget = DEVICE_KIB << 10
+    layer = data(1, number(1, 1) + number(2, 1) + number(3, 256) + number(4, 256) + number(5, 2))
+    options = layer + number(2, 2) + number(4, 1) + number(5, 4096) + number(6, 1)  # static: 4 MiB
+    with Daemon(sets=SETS) as daemon, Client(daemon.runtime_dir, role=CONTROL) as control:
+        def used():
+            tier = fields_of(fields_of(control.ask(STATUS, number(1, 1)).bytes)[30][0])[3][0]
+            return fields_of(tier).get(3, [0])[0]
+        liar = Liar(daemon.runtime_dir)
+        try:
+            for _ in range(4):
+                created = liar.ask(CREATE, data(1, options))
+                assert created.code == 0, created.text
+                liar.serve()
+                assert 4 << 20 <= liar.held_bytes() <= budget
+                assert liar.ask(CLOSE, number(1, created.body[11][1][0])).code == 0
+                liar.serve()
+                wait_until(lambda: used() == 0, "its device memory counts as free")
+                assert liar.held_bytes() == 0
+            assert sum(len(mapping) for mapping in liar.maps) > 2 * budget
+            assert not any(any(mapping[:4096]) for mapping in liar.maps)
+        finally:
+            liar.close()

@@ -6,6 +6,11 @@
  *
  * What sealing cannot prevent: a worker may punch holes into its own extent. Its own bytes are then
  * zeroes, and the next copy allocates the pages again, inside the same budget.
+ *
+ * An extent that is removed is emptied for everybody: a worker that lies about having unmapped it, or
+ * a process that it forked, holds a file without pages. What such a one writes later is memory that
+ * it takes from the kernel itself, in its own cgroup, as with any memory file of its own. (Truncating
+ * the file would turn that into SIGBUS; but then a worker could truncate it, under the copy threads.)
  */
 #include "tiers/device/cpu/extents.h"
 
@@ -132,6 +137,15 @@ close_file:
     return rc;
 }
 
+/* Takes the pages out of the file, whoever else maps it. The fd is with the worker: hence by address. */
+static int empty(const struct extent *x) {
+    int rc;
+    do {
+        rc = madvise(x->base, x->bytes, MADV_REMOVE);
+    } while (rc != 0 && (errno == EINTR || errno == EAGAIN));
+    return rc == 0 ? 0 : -KVT_ESYS;
+}
+
 int kvt_extents_remove(struct kvt_extents *e, uint32_t extent, char *text) {
     struct extent *x = extent_of(e, extent);
     if (x->key != KEY_LIVE + extent) {
@@ -141,9 +155,16 @@ int kvt_extents_remove(struct kvt_extents *e, uint32_t extent, char *text) {
     }
     __atomic_store_n(&x->key, 0, __ATOMIC_SEQ_CST);
     KVT_ASSERT(__atomic_load_n(&x->pins, __ATOMIC_SEQ_CST) == 0);
+    int rc = empty(x);
+    if (rc != 0) {
+        snprintf(text, KVT_TEXT_BYTES,
+                 "device cpu: extent %u: its memory is not back before every process has unmapped "
+                 "it: %s",
+                 extent, strerror(errno));
+    }
     munmap(x->base, x->bytes);
     e->used_bytes -= x->bytes;
-    return 0;
+    return rc;
 }
 
 uint8_t *kvt_extents_pin(struct kvt_extents *e, uint32_t extent, uint64_t offset, uint64_t bytes) {

@@ -20,7 +20,8 @@ void kvt_extents_free(struct kvt_extents *e);
  * these low 16 bits is there), -KVT_EQUOTA, -KVT_ENOMEM, -KVT_ESYS. */
 int kvt_extents_add(struct kvt_extents *e, uint32_t extent, uint64_t bytes, int *fd, char *text)
     __attribute__((warn_unused_result));
-/* Control thread. -KVT_ENOENT. */
+/* Control thread. Its memory is the kernel's again, whoever still maps it, and reads as zeroes there.
+ * -KVT_ENOENT; -KVT_ESYS: it is removed, but memory that is mapped elsewhere stays there. */
 int kvt_extents_remove(struct kvt_extents *e, uint32_t extent, char *text)
     __attribute__((warn_unused_result));
 
