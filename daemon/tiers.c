@@ -139,7 +139,7 @@ static void device_event(struct kvt_tier_device *d, struct kvt_device_event *eve
         struct kvt_session *s = kvt_session_by_engine(&daemon->sessions, event->session);
         kvt_log(KVT_LOG_ERROR, "device %s: a worker's control page cannot be used: %s",
                 daemon->config.devices[d->index].name, event->text);
-        if (s != NULL) {
+        if (s != NULL && s->phase == KVT_PHASE_OPEN) { /* it may have hung up meanwhile */
             kvt_session_hangup_later(s, "the device cannot use its control page");
         }
         break;
