@@ -119,6 +119,10 @@ static void device_event(struct kvt_tier_device *d, struct kvt_device_event *eve
         extent_created(t, event);
         break;
     case KVT_DEVICE_EXTENT_DESTROYED:
+        if (event->code != 0) {
+            kvt_log(KVT_LOG_WARNING, "device %s: an extent was not destroyed cleanly: %s",
+                    daemon->config.devices[d->index].name, event->text);
+        }
         kvt_engine_extent_destroyed(daemon->engine, event->extent);
         break;
     case KVT_DEVICE_HOST_READY:
