@@ -44,7 +44,8 @@ void kvt_session_adopt(struct kvt_session *s);
 /* Sends an extent to the session's process, or queues it. Owns fd, -1 for none. */
 void kvt_session_send_extent(struct kvt_session *s, const struct kvt_attach_extent *packet, int fd);
 /* Asks the process to unmap an extent: by the session's socket, or by that of a later session of
- * the same process. */
+ * the same process. One that the process has not got, or has given back unasked, is not asked for:
+ * kvt_session_settle tells the engine that it is back. */
 void kvt_session_send_reclaim(struct kvt_session *s, uint32_t extent);
 /* A reply goes out behind every extent that was sent before it. Copies the bytes. */
 void kvt_session_send_reply(struct kvt_session *s, const struct kvt_identity *to,

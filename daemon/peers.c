@@ -189,6 +189,14 @@ static struct kvt_session *way_to(struct kvt_session *s) {
 }
 
 void kvt_session_send_reclaim(struct kvt_session *s, uint32_t extent) {
+    struct kvt_extent_entry *e = kvt_tiers_extent(&s->daemon->tiers, extent);
+    KVT_ASSERT(e != NULL);
+    if (!e->out) { /* never sent, or given back before it was asked for: RECLAIMED comes once */
+        e->back_next = s->back;
+        s->back = e;
+        settle_later(s); /* the engine is called when all its actions are carried out */
+        return;
+    }
     struct kvt_attach_reclaim packet = {
         .head = kvt_attach_head_make(KVT_ATTACH_RECLAIM, sizeof(packet)),
         .session = s->id,
@@ -239,6 +247,8 @@ static void reclaimed(struct kvt_session *s, const struct kvt_attach_reclaim *pa
     }
     kvt_log(KVT_LOG_DEBUG, "session %u: extent %u is given back", owner->id, packet->extent);
     e->out = false;
+    /* Before it is asked back, as by who detaches, this is nothing to the engine: what counts then is
+     * that it is not out any more, see kvt_session_send_reclaim. */
     kvt_engine_extent_reclaimed(d->engine, (uint32_t)owner->engine, packet->extent);
     kvt_session_extent_back(owner);
     kvt_daemon_pump(d);
@@ -333,7 +343,12 @@ static void hang_up(struct kvt_session *s) {
 
 void kvt_session_settle(struct kvt_session *s) {
     s->settle_wanted = false;
-    if (s->phase == KVT_PHASE_OPEN && s->hangup != NULL) {
+    if (s->back != NULL) {
+        const struct kvt_extent_entry *e = s->back;
+        s->back = e->back_next;
+        settle_later(s); /* for the others, and for what else there is to settle */
+        kvt_engine_extent_reclaimed(s->daemon->engine, (uint32_t)s->engine, e->id);
+    } else if (s->phase == KVT_PHASE_OPEN && s->hangup != NULL) {
         hang_up(s);
     } else if (s->phase == KVT_PHASE_ORPHAN && (s->gone || s->extents_out == 0)) {
         /* A process that maps no extent any more cannot touch device memory: for the engine it is
@@ -345,6 +360,7 @@ void kvt_session_settle(struct kvt_session *s) {
 
 void kvt_session_freed(struct kvt_session *s) {
     KVT_ASSERT(s->phase == KVT_PHASE_DEAD);
+    KVT_ASSERT(s->back == NULL);
     kvt_session_unwatch(s);
     kvt_session_release(&s->daemon->sessions, s);
 }

@@ -24,6 +24,7 @@
 #define KVT_CONTROL_SESSIONS_MAX 64 /* beside [daemon] sessions_max */
 
 struct kvt_daemon;
+struct kvt_extent_entry;
 struct kvt_out; /* attach.c: what its socket has not taken yet */
 
 enum kvt_session_phase {
@@ -64,10 +65,11 @@ struct kvt_session {
     struct kvt_out *out; /* oldest first */
     struct kvt_out **out_end;
     uint32_t out_count;
-    uint32_t extents_out; /* extents that the process has got and not given back */
-    bool gone;            /* the process is, by its pidfd */
-    bool settle_wanted;   /* it is in the daemon's list: see kvt_session_settle */
-    const char *hangup;   /* why it shall be hung up; NULL: it shall not */
+    uint32_t extents_out;          /* extents that the process has got and not given back */
+    struct kvt_extent_entry *back; /* asked for while the process does not have them */
+    bool gone;                     /* the process is, by its pidfd */
+    bool settle_wanted;            /* it is in the daemon's list: see kvt_session_settle */
+    const char *hangup;            /* why it shall be hung up; NULL: it shall not */
     struct kvt_session *settle_next;
     struct kvt_requests requests;
     uint64_t committed_ns; /* time of the last commit; 0: none */

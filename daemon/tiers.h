@@ -17,8 +17,9 @@ struct kvt_host_range;     /* on its way in or out */
 /* What the daemon knows of an extent. */
 struct kvt_extent_entry {
     uint32_t id;
-    uint32_t session; /* number */
-    bool out;         /* the session's process has got it and not given it back */
+    uint32_t session;                   /* number */
+    bool out;                           /* the session's process has got it and not given it back */
+    struct kvt_extent_entry *back_next; /* see kvt_session.back */
     uint64_t bytes;
     struct kvt_export exported; /* fd is owned until it is sent */
 };

@@ -194,6 +194,28 @@ def test_who_attaches_again_is_asked_for_what_it_still_maps(daemon):
             wait_until(lambda: not orphan(), "the former session is gone")
 
 
+def test_who_gives_back_unasked_is_not_asked():
+    """RECLAIMED while the extents are in use frees nothing yet, and is not lost: when they are not needed
+    any more they are free, though the process has no more to say about them."""
+    with Daemon() as daemon, Client(daemon.runtime_dir) as worker, \
+            Client(daemon.runtime_dir, role=CONTROL) as control:
+        def used():
+            return listed(status(control, devices=1), 3)[0].get(3, [0])[0]
+        cache = create(worker)
+        step(worker, cache, 100)
+        sent, asked = worker.take_extents()
+        assert sent - asked
+        for _ in range(2):  # the second time it has none
+            for session, extent in sent - asked:
+                worker.reclaimed(extent, session)
+        worker.ping()
+        assert used() > 0
+        assert control.ask(EVICT, number(1, worker.welcome.session)).code == 0
+        worker.post_step(1)
+        wait_until(lambda: used() == 0, "its memory is free")
+        assert worker.take_extents()[1] == set()
+
+
 def attached_process(daemon, user=None):
     code = ("import sys, time\nfrom rawclient import *\n"
             f"c = Client({daemon.runtime_dir!r})\n"
