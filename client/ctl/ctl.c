@@ -1,4 +1,5 @@
 #include "client/ctl/ctl.h"
+#include "client/output.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -35,6 +36,18 @@ int kvt_ctl_ask(struct kvt_ctl *ctl, const char *what, Kvt__Request *r, Kvt__Rep
     }
     /* What the daemon finds wrong with a request is its answer, not a mistake in typing. */
     return failed(ctl, rc) == KVT_CTL_NO_DAEMON ? KVT_CTL_NO_DAEMON : KVT_CTL_ERROR;
+}
+
+int kvt_ctl_flush(struct kvt_ctl *ctl) {
+    const char *why = kvt_output_failed();
+    if (why == NULL) {
+        return KVT_CTL_OK;
+    }
+    if (!ctl->output_failed) {
+        (void)fprintf(stderr, "kvtierctl: the output cannot be written: %s\n", why);
+    }
+    ctl->output_failed = true;
+    return KVT_CTL_ERROR;
 }
 
 int kvt_ctl_usage(const char *format, ...) {

@@ -9,7 +9,7 @@
 /* Exit codes; man/kvtierctl.1 says the same. */
 enum kvt_ctl_exit {
     KVT_CTL_OK = 0,
-    KVT_CTL_ERROR = 1,     /* the daemon answered with an error */
+    KVT_CTL_ERROR = 1,     /* the daemon answered with an error, permission denied, no output */
     KVT_CTL_USAGE = 2,     /* unknown command or option, value out of range */
     KVT_CTL_NO_DAEMON = 3, /* nobody answers */
 };
@@ -20,6 +20,7 @@ struct kvt_ctl {
     int timeout_ms;
     struct kvt_client *client; /* attached by kvt_ctl_attach */
     int error;                 /* of the last call that failed: a kvt_error, negative */
+    bool output_failed;        /* and that has been printed */
     int argc;                  /* the command's own arguments, without its name */
     char **argv;
 };
@@ -29,6 +30,8 @@ int kvt_ctl_attach(struct kvt_ctl *ctl);
 /* Sends; KVT_CTL_OK and *reply, or the exit code; the reason has been printed. */
 int kvt_ctl_ask(struct kvt_ctl *ctl, const char *what, Kvt__Request *r, Kvt__Reply__BodyCase body,
                 Kvt__Reply **reply);
+/* Writes out what was printed so far. KVT_CTL_OK, or KVT_CTL_ERROR; the reason is printed once. */
+int kvt_ctl_flush(struct kvt_ctl *ctl);
 /* Prints "kvtierctl: ..." and returns KVT_CTL_USAGE. */
 __attribute__((format(printf, 1, 2))) int kvt_ctl_usage(const char *format, ...);
 /* The next argument's value if argv[*at] is `name` or `name=VALUE`; NULL: it is another one. A

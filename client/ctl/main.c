@@ -33,7 +33,9 @@ static void print_help(void) {
         "Root, the daemon's user and its admin group see and evict everything, others their "
         "own.\n\n"
         "%s\n"
-        "exit status: 0 all right, 1 the daemon answered with an error, 2 usage, 3 no daemon\n",
+        "exit status: 0 all right; 1 an error: the daemon's answer, no permission to ask it, "
+        "output\n"
+        "that cannot be written, or a plan that does not fit; 2 usage; 3 no daemon\n",
         kvt_ctl_plan_help);
 }
 
@@ -97,9 +99,6 @@ int main(int argc, char **argv) {
     struct kvt_ctl ctl = {.timeout_ms = 5000, .argc = argc - 1, .argv = argv + 1};
     (void)setlocale(LC_CTYPE, "");
     int status = run(&ctl);
-    if (fflush(stdout) != 0) {
-        (void)fprintf(stderr, "kvtierctl: the output cannot be written\n");
-        return KVT_CTL_ERROR;
-    }
-    return status;
+    int written = kvt_ctl_flush(&ctl);
+    return status != KVT_CTL_OK ? status : written;
 }

@@ -313,7 +313,7 @@ static int look_and_show(struct kvt_ctl *ctl, unsigned lists, bool clear) {
         } else {
             show_tables(&l, lists);
         }
-        (void)fflush(stdout);
+        rc = kvt_ctl_flush(ctl);
     }
     look_free(&l);
     return rc;

@@ -32,9 +32,9 @@ ARROWS = {
     "daemon/front": ["proto"],
     "client/lib": ["proto", "client/kvtier.h"],
     # kvtierctl attaches in a role that the public header does not offer.
-    "client/ctl": ["client/lib", "client/shapes.h"],
-    "client/worker": ["proto", "client/kvtier.h", "client/shapes.h", "kernels"],
-    "client/worker/synthetic": ["proto", "client/kvtier.h", "kernels"],
+    "client/ctl": ["client/lib", "client/shapes.h", "client/output.h"],
+    "client/worker": ["proto", "client/kvtier.h", "client/shapes.h", "client/output.h", "kernels"],
+    "client/worker/synthetic": ["proto", "client/kvtier.h", "client/output.h", "kernels"],
     "client/python": ["proto", "client/kvtier.h"],
     "client": [],
     # A worked example is a user's program: it sees the public header only, as <kvtier.h>.

@@ -6,12 +6,13 @@ test: timeout_s=180
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 
 import pytest
 
-from kvtierd import SLOWER, Daemon, program, wait_until
+from kvtierd import SLOWER, Daemon, open_folders, program, wait_until
 
 
 def ctl(*args, daemon=None, locale="C.UTF-8"):
@@ -266,6 +267,33 @@ def test_no_daemon(command, tmp_path):
     done = ctl("--runtime-dir", str(tmp_path), command)
     assert done.returncode == 3
     assert "attach.sock: No such file or directory; is kvtierd running" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root may be somebody else")
+def test_no_permission(daemon, tmp_path):
+    """Somebody is there, who may not be asked: neither "no daemon" nor all right."""
+    copy = shutil.copy(program("kvtierctl"), tmp_path)
+    open_folders(str(tmp_path))
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    os.symlink(daemon.attach_path, closed / "attach.sock")
+    done = subprocess.run([copy, "--runtime-dir", closed, "status"], capture_output=True, text=True,
+                          check=False, timeout=30 * SLOWER, user=65534, extra_groups=[])
+    assert done.returncode == 1 and "permission denied for uid 65534" in done.stderr
+    assert "no permission" in ctl("--help").stdout
+
+
+@pytest.mark.parametrize("args", [["status"], ["--json", "status"], ["workers"], ["caches"], ["version"],
+                                  ["plan", "--shape", "tiny", "--tokens", "100"], ["--help"],
+                                  ["status", "--watch", "1"]], ids=" ".join)
+def test_full_disk(daemon, args):
+    """What cannot be written is no success; --watch does not go on."""
+    with open("/dev/full", "w", encoding="ascii") as full:
+        done = subprocess.run([program("kvtierctl"), "--runtime-dir", daemon.runtime_dir, *args],
+                              stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+                              timeout=30 * SLOWER)
+    assert done.returncode == 1
+    assert done.stderr == "kvtierctl: the output cannot be written: No space left on device\n"
 
 
 def test_long_runtime_dir():

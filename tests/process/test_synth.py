@@ -356,6 +356,17 @@ def test_each_worker_on_its_device():
         expect_empty(daemon)
 
 
+@pytest.mark.parametrize("args", [["--rounds", "1", "--tokens", "4"], ["--help"], ["--version"]], ids=ids)
+def test_full_disk(daemon, args):
+    """A report that nobody can read is no success."""
+    with open("/dev/full", "w", encoding="ascii") as full:
+        done = subprocess.run([program("kvtier-synth"), "--runtime-dir", daemon.runtime_dir, *args],
+                              stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+                              timeout=60 * SLOWER)
+    assert done.returncode == 3
+    assert done.stderr == "kvtier-synth: the output cannot be written: No space left on device\n"
+
+
 def test_device_that_is_not_there(daemon):
     done = finish(start(daemon, "--device", "f" * 32), status=3)
     assert "device" in done["stderr"]

@@ -1,4 +1,5 @@
 /* kvtier-synth: a worker without a model that checks every byte. man/kvtier-synth.1 */
+#include "client/output.h"
 #include "client/worker/synthetic/synth.h"
 
 #include <inttypes.h>
@@ -92,12 +93,21 @@ static void report(const struct kvt_synth *s, int rc, double elapsed_s) {
     (void)printf(", \"layers\": \"%s\", \"elapsed_s\": %.3f}\n", s->totals.layers, elapsed_s);
 }
 
+/* The exit status: a report that nobody can read is no success. */
+static int end(int status) {
+    const char *why = kvt_output_failed();
+    if (why != NULL) {
+        (void)fprintf(stderr, "kvtier-synth: the output cannot be written: %s\n", why);
+    }
+    return why != NULL && status == KVT_SYNTH_OK ? KVT_SYNTH_ERROR : status;
+}
+
 int main(int argc, char **argv) {
     static struct kvt_synth s;
     struct kvt_synth_options o;
     int status = kvt_synth_options_parse(&o, argc, argv);
     if (status >= 0) {
-        return status;
+        return end(status);
     }
     s.o = &o;
     s.random.state = (uint64_t)o.seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
@@ -113,5 +123,7 @@ int main(int argc, char **argv) {
     kvt_synth_forget(&s);
     kvt_detach(s.client);
     free(s.layers);
-    return rc == 0 ? KVT_SYNTH_OK : rc == KVT_SYNTH_FOUND_WRONG ? KVT_SYNTH_WRONG : KVT_SYNTH_ERROR;
+    return end(rc == 0                       ? KVT_SYNTH_OK
+               : rc == KVT_SYNTH_FOUND_WRONG ? KVT_SYNTH_WRONG
+                                             : KVT_SYNTH_ERROR);
 }
