@@ -43,7 +43,7 @@ static int choose(struct run *r, uint32_t row, const float *logits) {
     r->next[row] = id;
     int rc = kvt_ids_add(&g->rows[row], id);
     if (rc == 0 && g->watch.token)
-        g->watch.token(g->watch.arg, row, id);
+        rc = g->watch.token(g->watch.arg, row, id);
     if (g->rows[row].count == g->tokens_max)
         r->ended[row] = true;
     return rc;

@@ -19,7 +19,8 @@
 /* What the caller sees while it goes on; any may be NULL. */
 struct kvt_generate_watch {
     void *arg;
-    void (*token)(void *arg, uint32_t row, uint32_t id);
+    /* not 0: stop with that error */
+    int (*token)(void *arg, uint32_t row, uint32_t id);
     /* tokens of all rows so far; of is what there will be at most */
     void (*progress)(void *arg, bool decode, uint64_t tokens, uint64_t of, double seconds);
     /* of the last token of one row in one step; not 0: stop with that error */

@@ -61,6 +61,8 @@ struct run_kv_ops {
     int (*crop)(struct run_kv *kv, uint32_t row, uint32_t tokens);
     /* the step that follows is the last one: describe then says what it alone has moved */
     void (*mark)(struct run_kv *kv);
+    /* from a signal handler: whatever waits, or will, returns -KVT_EGONE */
+    void (*interrupt)(struct run_kv *kv);
     /* members of a JSON object about where the bytes are and went, without braces; "" for none */
     void (*describe)(struct run_kv *kv, char *text, size_t size);
     void (*close)(struct run_kv *kv);

@@ -174,6 +174,10 @@ static void remote_mark(struct run_kv *kv) {
     r->marked = settled(r, &r->mark) == 0;
 }
 
+static void remote_interrupt(struct run_kv *kv) {
+    kvt_interrupt(remote_of(kv)->client);
+}
+
 static void remote_describe(struct run_kv *kv, char *text, size_t size) {
     struct remote *r = remote_of(kv);
     struct kvt_cache_stat stat;
@@ -229,6 +233,7 @@ static const struct run_kv_ops remote_ops = {
     .repeat = remote_repeat,
     .crop = remote_crop,
     .mark = remote_mark,
+    .interrupt = remote_interrupt,
     .describe = remote_describe,
     .close = remote_close,
 };

@@ -224,6 +224,10 @@ static void local_mark(struct run_kv *kv) {
     (void)kv; /* nothing is counted here */
 }
 
+static void local_interrupt(struct run_kv *kv) {
+    (void)kv; /* nothing waits here */
+}
+
 static void local_describe(struct run_kv *kv, char *text, size_t size) {
     struct local *l = local_of(kv);
     uint64_t tokens = 0;
@@ -253,6 +257,7 @@ static const struct run_kv_ops local_ops = {
     .repeat = local_repeat,
     .crop = local_crop,
     .mark = local_mark,
+    .interrupt = local_interrupt,
     .describe = local_describe,
     .close = local_close,
 };
@@ -261,8 +266,7 @@ int run_kv_local_open(struct run_kv **out, const struct run_kv_shape *shape, uin
                       char *err, size_t err_size) {
     if (piece_tokens % KVT_SPLIT_TOKENS != 0)
         return kvt_fail(-KVT_EINVAL, err, err_size,
-                        "--piece-tokens: %" PRIu32 " is no multiple of %d, the tokens that "
-                        "attention reduces at a time",
+                        "kv: pieces of %" PRIu32 " tokens; a multiple of %d is possible",
                         piece_tokens, KVT_SPLIT_TOKENS);
     struct local *l = calloc(1, sizeof(*l));
     if (!l)

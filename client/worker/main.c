@@ -3,10 +3,12 @@
  * of K and V (or keeps them itself, --local), and generates text.
  */
 #include <inttypes.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "client/kvtier.h"
 #include "client/worker/fail.h"
@@ -31,19 +33,55 @@
 /* After so many deaths of the daemon something else is wrong. */
 #define STARTS_OVER_MAX 10u
 
-static volatile sig_atomic_t interrupted;
+/* So long may the step take that is under way; then nobody waits for the daemon any more. */
+#define INTERRUPT_S 1u
 
-/* The first one ends the step in an orderly way; the second one ends the process. */
-static void on_interrupt(int signal_number) {
-    (void)signal_number;
-    interrupted = 1;
+/*
+ * Signals. Before anything is generated, and behind the report, one ends the process
+ * at once. In between the first one ends the step in an orderly way, after INTERRUPT_S
+ * also the wait for a daemon that does not answer, and the second one ends the process.
+ */
+static volatile sig_atomic_t interrupted;
+static volatile sig_atomic_t may_leave = 1;
+static struct run_kv *volatile running; /* not NULL while may_leave is 0 */
+static pthread_t main_thread;
+
+static void leave_now(void) {
+    static const char text[] = "\nkvtier-run: interrupted\n";
+    ssize_t n = write(STDERR_FILENO, text, sizeof(text) - 1);
+    (void)n;
+    _exit(STATUS_INTERRUPTED);
+}
+
+static void on_signal(int signal_number) {
+    if (!pthread_equal(pthread_self(), main_thread)) {
+        /* what follows must not run while the main thread closes things */
+        (void)pthread_kill(main_thread, signal_number);
+    } else if (may_leave || (interrupted && signal_number != SIGALRM)) {
+        leave_now();
+    } else if (signal_number == SIGALRM) {
+        running->ops->interrupt(running);
+    } else {
+        interrupted = 1;
+        (void)alarm(INTERRUPT_S);
+    }
 }
 
 static void watch_signals(void) {
-    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    main_thread = pthread_self();
     sigemptyset(&action.sa_mask);
+    sigaddset(&action.sa_mask, SIGINT);
+    sigaddset(&action.sa_mask, SIGTERM);
+    sigaddset(&action.sa_mask, SIGALRM);
     (void)sigaction(SIGINT, &action, NULL);
     (void)sigaction(SIGTERM, &action, NULL);
+    (void)sigaction(SIGALRM, &action, NULL);
+}
+
+static void begin_orderly(struct run_kv *kv) {
+    running = kv;
+    may_leave = 0;
 }
 
 /* Everything that lives as long as the program; ended in reverse order. */
@@ -163,6 +201,12 @@ static int open_kv(struct program *p) {
 static int prepare(struct program *p) {
     const struct kvt_options *o = &p->options;
     int rc = load(p);
+    /* beyond it a model is on ground that it does not know; random weights know none */
+    if (rc == 0 && !o->random && o->context > p->model->shape.context)
+        fprintf(stderr,
+                "kvtier-run: --context %" PRIu32 " is more than the %" PRIu32 " tokens that this "
+                "model was made for; the text may be nonsense beyond them\n",
+                o->context, p->model->shape.context);
     if (rc == 0)
         rc = kvt_prompts_read(o, p->gguf, p->tokenizer, p->model->shape.vocabulary, p->prompts,
                               &p->prompt_count, p->err, sizeof(p->err));
@@ -189,11 +233,15 @@ static int prepare(struct program *p) {
 static int start_over(struct program *p) {
     fprintf(stderr, "%skvtier-run: %s; attaching again and starting over\n",
             p->report.bar_shown ? "\n" : "", p->err);
+    may_leave = 1; /* from here on; before, it is seen below */
+    if (interrupted)
+        return -KVT_EGONE;
     p->kv->ops->close(p->kv);
     p->kv = NULL;
     int rc = open_kv(p);
     if (rc)
         return rc;
+    begin_orderly(p->kv);
     kvt_generate_free(&p->generate);
     kvt_report_start_over(&p->report);
     p->generate.kv = p->kv;
@@ -220,10 +268,14 @@ static int run(struct program *p) {
         .marks_last = o->json,
         .watch = kvt_report_watch(&p->report),
     };
+    begin_orderly(p->kv);
     int rc = kvt_generate(&p->generate, p->err, sizeof(p->err));
     /* no kv: the next daemon did not come */
-    for (uint32_t i = 0; rc == -KVT_EGONE && p->kv && !o->local && i < STARTS_OVER_MAX; i++)
+    for (uint32_t i = 0; rc == -KVT_EGONE && p->kv && !interrupted && i < STARTS_OVER_MAX; i++)
         rc = start_over(p);
+    if (rc == -KVT_EGONE && interrupted)
+        rc = kvt_fail(-KVT_EABORTED, p->err, sizeof(p->err),
+                      "interrupted; the daemon did not answer any more");
     if (rc == 0 || rc == -KVT_EABORTED)
         kvt_report_finish(&p->report, &p->generate, kvt_pool_threads(p->pool));
     return rc;
@@ -231,7 +283,6 @@ static int run(struct program *p) {
 
 static void end(struct program *p) {
     kvt_generate_free(&p->generate);
-    kvt_report_close(&p->report);
     kvt_sampler_close(&p->sampler);
     if (p->kv)
         p->kv->ops->close(p->kv);
@@ -246,27 +297,27 @@ static void end(struct program *p) {
 int main(int argc, char **argv) {
     static struct program program;
     struct program *p = &program;
-    int status = 0;
+    int rc = 0;
     if (kvt_options_parse(&p->options, argc, argv, p->err, sizeof(p->err))) {
         fprintf(stderr, "kvtier-run: %s\n", p->err);
         return STATUS_USAGE;
     }
     if (p->options.help) {
         kvt_options_help();
-        return 0;
-    }
-    if (p->options.version) {
+    } else if (p->options.version) {
         printf("kvtier-run %s\n", KVT_VERSION);
-        return 0;
+    } else {
+        watch_signals();
+        rc = prepare(p);
+        if (rc == 0)
+            rc = run(p);
     }
-    watch_signals();
-    int rc = prepare(p);
-    if (rc == 0)
-        rc = run(p);
-    if (rc) {
+    int written = kvt_report_close(&p->report);
+    may_leave = 1;
+    if (written)
+        fprintf(stderr, "%skvtier-run: %s\n", p->report.bar_shown ? "\n" : "", p->report.why);
+    else if (rc)
         fprintf(stderr, "%skvtier-run: %s\n", p->report.bar_shown ? "\n" : "", p->err);
-        status = rc == -KVT_EABORTED ? STATUS_INTERRUPTED : STATUS_FAILED;
-    }
     end(p);
-    return status;
+    return rc == -KVT_EABORTED ? STATUS_INTERRUPTED : rc || written ? STATUS_FAILED : 0;
 }

@@ -46,26 +46,27 @@ struct kvt_model {
 };
 
 /*
- * Reads a model. layers_max cuts it short, 0: all.
+ * Reads a model. layers cuts it short, 0: all; not more than it has.
  * Ownership: borrows the file's bytes until it is closed.
  * Errors: -KVT_ENOTSUP an architecture or feature this worker lacks, -KVT_EINVAL a
  * missing tensor or one of another shape, -KVT_ENOMEM.
  */
 __attribute__((warn_unused_result)) int kvt_model_load(struct kvt_model **out,
-                                                       const struct kvt_gguf *gguf,
-                                                       uint32_t layers_max, char *err,
-                                                       size_t err_size);
+                                                       const struct kvt_gguf *gguf, uint32_t layers,
+                                                       char *err, size_t err_size);
 
 /*
- * Random weights of a named shape, equal for equal seeds. Layers share one set if
+ * Random weights of a named shape, equal for equal seeds; layers 0: as many as the
+ * shape has, otherwise so many, also more. Layers share one set if
  * the model would take more than half of the machine's memory (shares_layers).
  */
 __attribute__((warn_unused_result)) int kvt_model_random(struct kvt_model **out, const char *shape,
-                                                         uint32_t layers_max, uint64_t seed,
-                                                         char *err, size_t err_size);
+                                                         uint32_t layers, uint64_t seed, char *err,
+                                                         size_t err_size);
 
 /* "tiny, smollm2-135m, ..." */
 const char *kvt_model_random_names(void);
+bool kvt_model_random_has(const char *shape);
 
 void kvt_model_close(struct kvt_model *model);
 

@@ -217,8 +217,8 @@ static int take_rope_factors(const struct loading *l, uint32_t rope_dim, float *
     return rc;
 }
 
-int kvt_model_load(struct kvt_model **out, const struct kvt_gguf *gguf, uint32_t layers_max,
-                   char *err, size_t err_size) {
+int kvt_model_load(struct kvt_model **out, const struct kvt_gguf *gguf, uint32_t layers, char *err,
+                   size_t err_size) {
     struct loading l = {gguf, kvt_gguf_name(gguf), err, err_size};
     struct kvt_model_shape shape = {0};
     struct kvt_model *m = NULL;
@@ -226,8 +226,12 @@ int kvt_model_load(struct kvt_model **out, const struct kvt_gguf *gguf, uint32_t
     int rc = read_shape(&l, &shape);
     if (rc)
         return rc;
-    if (layers_max > 0 && layers_max < shape.layers)
-        shape.layers = layers_max;
+    if (layers > shape.layers)
+        return kvt_fail(-KVT_EINVAL, err, err_size,
+                        "%s: has %" PRIu32 " layers; --layers %" PRIu32 " is more", l.name,
+                        shape.layers, layers);
+    if (layers > 0)
+        shape.layers = layers;
     /* the tables are sized by the file's word, so it must hold the last layer */
     char last[64];
     snprintf(last, sizeof(last), "blk.%" PRIu32 ".attn_norm.weight", shape.layers - 1);

@@ -36,6 +36,13 @@ const char *kvt_model_random_names(void) {
     return KVT_SHAPE_NAMES;
 }
 
+bool kvt_model_random_has(const char *name) {
+    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
+        if (strcmp(name, shapes[i].name) == 0)
+            return true;
+    return false;
+}
+
 /* Where the next weight goes; NULL while bytes are only counted. */
 struct filling {
     uint8_t *at;
@@ -112,15 +119,15 @@ static int fill_all(struct kvt_model *m, bool tied, uint64_t seed, const char *n
     return 0;
 }
 
-int kvt_model_random(struct kvt_model **out, const char *name, uint32_t layers_max, uint64_t seed,
+int kvt_model_random(struct kvt_model **out, const char *name, uint32_t layers, uint64_t seed,
                      char *err, size_t err_size) {
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
         struct kvt_model_shape shape = shapes[i].shape;
         struct kvt_model *m = NULL;
         if (strcmp(name, shapes[i].name) != 0)
             continue;
-        if (layers_max > 0)
-            shape.layers = layers_max; /* more than the model has is fine here */
+        if (layers > 0)
+            shape.layers = layers;
         int rc = kvt_model_alloc(&m, &shape, NULL);
         if (rc)
             return kvt_fail(rc, err, err_size, "--random %s: out of memory", name);

@@ -13,6 +13,7 @@
 #include "client/worker/model.h"
 #include "client/worker/pool.h"
 #include "proto/errors.h"
+#include "proto/limits.h"
 
 enum kind { HEADING, FLAG, TEXT, TEXTS, U32, U64, I64, REAL, CHOICE };
 
@@ -32,7 +33,8 @@ static const struct option table[] = {
     {NULL, HEADING, NULL, 0, 0, 0, NULL, "Model"},
     {"--model", TEXT, "FILE", AT(model), 0, 0, NULL, "a GGUF file of the Llama family"},
     {"--random", TEXT, "SHAPE", AT(random), 0, 0, NULL, "random weights of a named shape instead"},
-    {"--layers", U32, "N", AT(layers), 1, 1024, NULL, "use only the first N layers"},
+    {"--layers", U32, "N", AT(layers), 1, KVT_LAYERS_MAX, NULL,
+     "use only the first N layers; with --random: have N layers"},
     {NULL, HEADING, NULL, 0, 0, 0, NULL, "Prompt"},
     {"--prompt", TEXTS, "TEXT", AT(prompts), 0, 0, NULL,
      "text to go on from; may be given again: each is a row"},
@@ -51,7 +53,8 @@ static const struct option table[] = {
     {"--top-k", U32, "K", AT(top_k), 0, 1 << 24, "40", "sample among the K likeliest; 0: all"},
     {"--top-p", REAL, "P", AT(top_p), 0, 1, "0.95", "sample among the likeliest that have P"},
     {"--seed", U64, "N", AT(seed), 0, 0, "1", "of sampling and of --random"},
-    {"--rows", U32, "N", AT(rows), 1, 4096, "1", "continuations of each prompt, side by side"},
+    {"--rows", U32, "N", AT(rows), 1, KVT_ROWS_MAX, "1",
+     "continuations of each prompt, side by side"},
     {NULL, HEADING, NULL, 0, 0, 0, NULL, "Computation"},
     {"--threads", U32, "N", AT(threads), 1, KVT_POOL_THREADS_MAX, NULL, "default: all CPUs"},
     {"--chunk", U32, "N", AT(chunk), 1, 65536, "256", "prompt tokens of a row in one step"},
@@ -64,7 +67,7 @@ static const struct option table[] = {
     {"--name", TEXT, "TEXT", AT(name), 0, 0, NULL, "what kvtierctl calls this worker"},
     {"--mode", CHOICE, "dynamic|static|offloaded|offloaded-static", AT(mode), 0, 0, "dynamic",
      "how the daemon keeps them"},
-    {"--resident-layers", I64, "N", AT(resident_layers), -1, 1024, "-1",
+    {"--resident-layers", I64, "N", AT(resident_layers), -1, KVT_LAYERS_MAX, "-1",
      "at most N layers stay on the device; -1: as the mode says"},
     {"--piece-tokens", U32, "N", AT(piece_tokens), 0, 1 << 30, "0",
      "tokens of a piece, a multiple of 256; 0: chosen for you"},
@@ -163,6 +166,45 @@ static const struct option *find(const char *argument, const char **value) {
     return NULL;
 }
 
+/* Where a list stops being one of token ids; NULL: nowhere. Which ids there are, the model says. */
+static const char *list_fault(const char *list) {
+    const char *at = list;
+    do {
+        char *end;
+        at += strspn(at, " ");
+        errno = 0;
+        unsigned long long id = strtoull(at, &end, 10);
+        if (*at < '0' || *at > '9' || errno || id > UINT32_MAX || (*end && *end != ','))
+            return at;
+        at = *end ? end + 1 : end;
+    } while (*at);
+    return NULL;
+}
+
+/* What is wrong whatever the model. */
+static int check_values(const struct kvt_options *o, uint32_t prompts, char *err, size_t err_size) {
+    for (uint32_t i = 0; i < o->ids.count; i++) {
+        const char *fault = list_fault(o->ids.items[i]);
+        if (fault)
+            return kvt_fail(-KVT_EINVAL, err, err_size,
+                            "--ids: \"%.20s\" does not begin with a token id; write ids like 1,2,3",
+                            fault);
+    }
+    if (o->piece_tokens % KVT_SPLIT_TOKENS != 0)
+        return kvt_fail(-KVT_EINVAL, err, err_size,
+                        "--piece-tokens %" PRIu32 ": is not a multiple of %d", o->piece_tokens,
+                        KVT_SPLIT_TOKENS);
+    if (prompts * o->rows > KVT_ROWS_MAX)
+        return kvt_fail(-KVT_EINVAL, err, err_size,
+                        "--rows %" PRIu32 ": of %" PRIu32 " prompts are %" PRIu32
+                        " rows; at most %d are possible",
+                        o->rows, prompts, prompts * o->rows, KVT_ROWS_MAX);
+    if (o->random && !kvt_model_random_has(o->random))
+        return kvt_fail(-KVT_EINVAL, err, err_size, "--random %s: no such shape; there are %s",
+                        o->random, kvt_model_random_names());
+    return 0;
+}
+
 static int check(const struct kvt_options *o, char *err, size_t err_size) {
     uint32_t prompts = o->prompts.count + o->prompt_files.count + o->ids.count;
     if (!o->model == !o->random)
@@ -182,7 +224,7 @@ static int check(const struct kvt_options *o, char *err, size_t err_size) {
                         "--random: has no tokenizer, so it takes --ids or --prompt-tokens N");
     if (o->system && !o->chat)
         return kvt_fail(-KVT_EINVAL, err, err_size, "--system: needs --chat");
-    return 0;
+    return check_values(o, prompts > 0 ? prompts : 1, err, err_size);
 }
 
 int kvt_options_parse(struct kvt_options *options, int argc, char **argv, char *err,
@@ -227,8 +269,9 @@ void kvt_options_help(void) {
             printf(" (default %s)", o->fallback);
         putchar('\n');
     }
-    printf("\nSHAPE is one of %s.\n"
-           "The text goes to stdout, everything else to stderr. Exit status: 0 done, 1 failed,\n"
-           "2 wrong usage, 130 interrupted (what was committed stays).\n",
-           kvt_model_random_names());
+    printf(
+        "\nSHAPE is one of %s.\n"
+        "The text goes to stdout, everything else to stderr. Exit status: 0 done, 1 failed (also\n"
+        "if the output cannot be written), 2 wrong usage, 130 interrupted.\n",
+        kvt_model_random_names());
 }

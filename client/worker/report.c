@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "client/output.h"
 #include "client/worker/fail.h"
 #include "client/worker/pretokenize.h"
 #include "kernels/cpu_ops.h"
@@ -24,22 +25,41 @@ static void write_token(const struct kvt_report *r, uint32_t id) {
     fwrite(bytes, 1, size, stdout);
 }
 
-static void on_token(void *arg, uint32_t row, uint32_t id) {
+/* Keeps the first reason. */
+static int output_failed(struct kvt_report *r, const char *what, const char *why) {
+    return r->why[0]
+               ? -KVT_EIO
+               : kvt_fail(-KVT_EIO, r->why, sizeof(r->why), "%s cannot be written: %s", what, why);
+}
+
+static int logits_failed(struct kvt_report *r) {
+    const char *why = strerror(errno);
+    char what[256];
+    snprintf(what, sizeof(what), "--dump-logits %s:", r->options->dump_logits);
+    return output_failed(r, what, why);
+}
+
+static int write_out(struct kvt_report *r) {
+    const char *why = kvt_output_failed();
+    return why ? output_failed(r, "the output", why) : 0;
+}
+
+static int on_token(void *arg, uint32_t row, uint32_t id) {
     struct kvt_report *r = arg;
     (void)row;
     if (!r->streams || r->skipped < r->shown) {
         r->skipped++;
-        return;
+        return 0;
     }
     if (r->bar_shown) { /* on a terminal the text takes the bar's place */
         fputs("\r\033[K", stderr);
         r->bar_shown = false;
     }
     write_token(r, id);
-    fflush(stdout);
     r->text_open = true;
     r->shown++;
     r->skipped++;
+    return write_out(r);
 }
 
 static void on_progress(void *arg, bool decode, uint64_t tokens, uint64_t of, double seconds) {
@@ -59,7 +79,8 @@ static void on_progress(void *arg, bool decode, uint64_t tokens, uint64_t of, do
 
 static int on_logits(void *arg, const float *logits, uint32_t count) {
     struct kvt_report *r = arg;
-    return fwrite(logits, sizeof(*logits), count, r->logits) == count ? 0 : -KVT_EIO;
+    errno = EIO;
+    return fwrite(logits, sizeof(*logits), count, r->logits) == count ? 0 : logits_failed(r);
 }
 
 int kvt_report_open(struct kvt_report *r, const struct kvt_options *options,
@@ -79,10 +100,12 @@ int kvt_report_open(struct kvt_report *r, const struct kvt_options *options,
     return 0;
 }
 
-void kvt_report_close(struct kvt_report *r) {
-    if (r->logits)
-        fclose(r->logits);
+int kvt_report_close(struct kvt_report *r) {
+    int rc = write_out(r);
+    if (r->logits && fclose(r->logits))
+        rc = logits_failed(r);
     r->logits = NULL;
+    return r->why[0] ? -KVT_EIO : rc;
 }
 
 void kvt_report_start_over(struct kvt_report *r) {
@@ -174,7 +197,7 @@ void kvt_report_finish(struct kvt_report *r, const struct kvt_generate *g, uint3
             putchar('\n');
         }
     }
-    fflush(stdout);
+    (void)write_out(r); /* kvt_report_close tells */
     if (r->shows_progress)
         fprintf(stderr,
                 "prompt %" PRIu64 " tokens in %.2f s (%.1f tokens/s), generated %" PRIu64

@@ -19,6 +19,7 @@ struct kvt_report {
     uint64_t shown;   /* tokens that were streamed */
     uint64_t skipped; /* of them, seen again since the generation started over */
     FILE *logits;
+    char why[512]; /* the first output that could not be written; "": all could */
 };
 
 /* -KVT_ESYS: the file for logits cannot be made. */
@@ -27,7 +28,11 @@ __attribute__((warn_unused_result)) int kvt_report_open(struct kvt_report *repor
                                                         const struct kvt_tokenizer *tokenizer,
                                                         uint32_t row_count, char *err,
                                                         size_t err_size);
-void kvt_report_close(struct kvt_report *report);
+/*
+ * Writes out what is left. -KVT_EIO: that, or something before, could not be written; why says what.
+ * Once it is closed there is nothing more to close.
+ */
+__attribute__((warn_unused_result)) int kvt_report_close(struct kvt_report *report);
 
 /* The generation starts over and will come out the same: what was streamed is not shown again. */
 void kvt_report_start_over(struct kvt_report *report);

@@ -5,8 +5,10 @@ test: timeout_s=200
 
 import json
 import os
+import select
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -137,6 +139,25 @@ def test_shown_text_is_not_shown_again(busy_ids):
 
 
 # ---- Ctrl-C
+
+
+@pytest.mark.parametrize("more", [[], ["--rows", 2]], ids=["one row", "rows"])
+def test_interrupt_while_the_daemon_is_stopped(busy_ids, more):
+    """Nobody answers, and nobody is gone: it ends within seconds, and says what it has generated."""
+    with Fleet(SETS, watched=False) as fleet:
+        worker = start(fleet, *BUSY, *more, "--mode", "offloaded")
+        os.kill(fleet.daemon.pid, signal.SIGSTOP)
+        while select.select([worker.stderr], [], [], 0.5 * SLOWER)[0]:
+            assert os.read(worker.stderr.fileno(), 65536)  # until it waits for the daemon
+        began = time.monotonic()
+        worker.send_signal(signal.SIGINT)
+        ids, said = rest_of(worker, status=130)
+        assert time.monotonic() - began < 4 * SLOWER
+        assert "interrupted; the daemon did not answer any more" in said
+        assert len(ids) == (2 if more else 1)
+        assert all(0 < len(row) < 1500 and row == busy_ids[0][:len(row)] for row in ids)
+        os.kill(fleet.daemon.pid, signal.SIGCONT)
+        wait_until(lambda: fleet.worker_of(worker) is None, "its session has ended", 5)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -6,6 +6,7 @@ All with --local: the daemon has tests of its own.
 """
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -96,18 +97,25 @@ def small(tmp_path_factory):
     (["--random", "tiny", "--ids"], "--ids: lacks its value (LIST)"),
     (["--local=yes"], "--local: takes no value"),
     (["--random", "tiny", "--ids", "1", "--system", "x"], "--system: needs --chat"),
+    (["--random", "huge", "--ids", "1"], "--random huge: no such shape; there are tiny"),
+    (["--random", "tiny", "--ids", "1,x"], '--ids: "x" does not begin with a token id'),
+    (["--random", "tiny", "--ids", "1,,2"], '--ids: ",2" does not begin with a token id'),
+    (["--random", "tiny", "--ids", "1", "--ids", ""], '--ids: "" does not begin with a token id'),
+    (["--random", "tiny", "--ids", "99999999999"], 'does not begin with a token id'),
+    (["--random", "tiny", "--ids", "1", "--piece-tokens", "100"], "--piece-tokens 100: is not a multiple of 256"),
+    (["--random", "tiny", "--ids", "1", "--rows", "2000"], "--rows 2000: is not a whole number from 1 to 1024"),
+    (["--random", "tiny", "--ids", "1", "--ids", "2", "--rows", "513"],
+     "--rows 513: of 2 prompts are 1026 rows; at most 1024 are possible"),
 ])
-def test_wrong_usage(arguments, part):
-    out, err = run(*arguments, status=2)
+@pytest.mark.parametrize("where", [[], ["--local"]], ids=" ".join)
+def test_wrong_usage(where, arguments, part):
+    """The same text whoever keeps K and V, before a daemon is looked for."""
+    out, err = run(*where, *arguments, status=2)
     assert out == "" and err.startswith("kvtier-run: ") and part in err
 
 
 @pytest.mark.parametrize("arguments,part", [
-    (["--random", "huge", "--ids", "1"], "--random huge: no such shape; there are tiny"),
-    (["--random", "tiny", "--ids", "1,x"], 'does not begin with a token id below 512'),
-    (["--random", "tiny", "--ids", "512"], 'does not begin with a token id below 512'),
-    (["--random", "tiny", "--ids", ""], "has no tokens"),
-    (["--random", "tiny", "--ids", "1", "--piece-tokens", "100"], "--piece-tokens: 100 is no multiple of 256"),
+    (["--random", "tiny", "--ids", "1, 512"], '--ids: 512 is no token of this model, whose ids are below 512'),
     (["--random", "tiny", "--ids", "1", "--context", "4", "-n", "10"], "do not fit in a context of 4"),
     (["--random", "tiny", "--ids", "1", "--dump-logits", "/nowhere/x"], "--dump-logits /nowhere/x: cannot"),
     (["--model", "missing.gguf", "--ids", "1"], "missing.gguf: cannot open the model: No such file"),
@@ -152,6 +160,16 @@ def patch_count(path, extra):
     return path
 
 
+def test_layers_and_context_of_a_model(small):
+    _, err = run("--model", small, "--ids", "1", "--layers", 3, "--local", status=1)
+    assert f"{small}: has 2 layers; --layers 3 is more" in err
+    said = "--context 1025 is more than the 1024 tokens that this model was made for"
+    for context, warns in ((1024, False), (1025, True)):
+        _, err = run("--model", small, "--ids", "1", "-n", 2, "--context", context, "--local")
+        assert (said in err) == warns and bool(err) == warns
+    assert run(*TINY, "--ids", "1", "-n", 2, "--layers", 9, "--context", 10 ** 8)[1] == ""
+
+
 def test_truncated_model(small, tmp_path):
     data = small.read_bytes()
     for size in (3, 20, 300, len(data) // 2, len(data) - 1):
@@ -180,6 +198,22 @@ def test_help_names_every_option():
                  "llama-3-8b", "Exit status"):
         assert word in out
     assert run("--version")[0].startswith("kvtier-run 0.")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"], ["--rows", "2"], ["-n", "2000"]], ids=" ".join)
+def test_full_disk(arguments):
+    """What cannot be written is no success, and nothing more is generated for it."""
+    with open("/dev/full", "wb") as full:
+        for shown in ([*TINY, "--ids", "1", "-n", "4", *arguments], ["--help"], ["--version"]):
+            done = subprocess.run([BIN, *shown], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+            assert done.returncode == 1
+            assert done.stderr == b"kvtier-run: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("count", [1, 50])  # it shows when the file is closed, or before
+def test_full_disk_of_logits(count):
+    _, err = run(*TINY, "--ids", "1", "-n", count, "--dump-logits", "/dev/full", status=1)
+    assert err == "kvtier-run: --dump-logits /dev/full: cannot be written: No space left on device\n"
 
 
 # ---------------------------------------------------------------- the same bits
@@ -255,6 +289,24 @@ def test_chat_with_the_real_model():
                    "--local", "--progress", "always")
     assert "Paris" in out
     assert "prompt   [" in err and "tokens/s" in err
+
+
+def caught_by(process, number):
+    with open(f"/proc/{process.pid}/status", encoding="ascii", errors="replace") as stream:
+        return int(re.search(r"SigCgt:\s*(\w+)", stream.read()).group(1), 16) >> (number - 1) & 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_while_waiting_for_a_daemon(number, tmp_path):
+    child = subprocess.Popen([BIN, "--random", "tiny", "--ids", "1", "--runtime-dir", tmp_path],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not caught_by(child, number):
+        time.sleep(0.01)
+    start = time.monotonic()
+    child.send_signal(number)
+    out, err = child.communicate(timeout=30)
+    assert child.returncode == 130 and out == b"" and err == b"\nkvtier-run: interrupted\n"
+    assert time.monotonic() - start < 3  # it waits 5 seconds for a daemon
 
 
 def test_interrupt_ends_in_order():
