@@ -67,7 +67,8 @@ void kvt_client_requests_close(struct kvt_client *c) {
 
 /* Full queues (a front that is away) are no error: it is sent again later. */
 static int transmit(struct kvt_client *c, struct kvt_client_call *call) {
-    uint64_t resend_ms = c->request_timeout_ms / 4 < RESEND_MS ? c->request_timeout_ms / 4 : RESEND_MS;
+    uint64_t resend_ms =
+        c->request_timeout_ms / 4 < RESEND_MS ? c->request_timeout_ms / 4 : RESEND_MS;
     call->resend_ns = kvt_client_now_ns() + resend_ms * 1000000;
     while (zmq_send(c->zmq_socket, c->buffer, call->bytes, ZMQ_DONTWAIT) < 0) {
         if (errno == EAGAIN) {

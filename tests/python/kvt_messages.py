@@ -73,10 +73,10 @@ SCHEMA = {
                 "select": (19, "Rows"), "crop": (20, "Crop"), "reset": (21, "CacheRef"),
                 "status": (30, "Status"), "plan": (31, "Plan"), "evict": (32, "Evict")},
     "Reply": {"sequence": (1, "uint"), "boot_epoch": (2, "uint"), "code": (3, "uint"),
-              "text": (4, "string"), "shortage": (5, "Shortage"), "ping": (10, "Ping"), "created": (11, "Created"),
-              "schedule": (13, "Schedule"), "cache": (16, "CacheInfo"),
-              "status": (30, "StatusReply"), "plan": (31, "PlanReply"),
-              "evicted": (32, "Evicted")},
+              "text": (4, "string"), "working": (6, "bool"), "shortage": (5, "Shortage"),
+              "ping": (10, "Ping"), "created": (11, "Created"), "schedule": (13, "Schedule"),
+              "cache": (16, "CacheInfo"), "status": (30, "StatusReply"),
+              "plan": (31, "PlanReply"), "evicted": (32, "Evicted")},
 }
 DEFAULTS = {"uint": 0, "bool": False, "double": 0.0, "bytes": b"", "string": ""}
 

@@ -153,7 +153,7 @@ def requests():
         kind = messages.SCHEMA["Request"][name][1]
         yield "Request", name, {"sequence": 300, "session": 7, "token": bytes(range(16)),
                                 name: example(kind)}
-    for name in list(messages.SCHEMA["Reply"])[4:]:
+    for name in list(messages.SCHEMA["Reply"])[5:]:
         kind = messages.SCHEMA["Reply"][name][1]
         yield "Reply", name, {"sequence": 300, "boot_epoch": (1 << 64) - 1, "code": 4,
                               "text": "why", name: example(kind)}
