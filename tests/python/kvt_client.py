@@ -373,6 +373,8 @@ class Client:
             reply = decode("Reply", raw)
             assert reply["boot_epoch"] == self.welcome["boot_epoch"]
             reply["raw"] = raw
+            if reply["working"]:  # the request was sent again and is still being carried out
+                continue
             self.replies[reply["sequence"]] = reply
         self.serve()
 
