@@ -367,6 +367,20 @@ def test_full_disk(daemon, args):
     assert done.stderr == "kvtier-synth: the output cannot be written: No space left on device\n"
 
 
+def test_interrupt_while_the_daemon_is_stopped():
+    """Nobody answers, and nobody is gone: Ctrl-C ends it all the same."""
+    with Daemon() as daemon:
+        process = start(daemon, "--mode", "offloaded", "--seconds", "60")
+        wait_until(lambda: any(used(daemon).values()), "it is at work")
+        os.kill(daemon.pid, signal.SIGSTOP)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=3 * SLOWER) == -signal.SIGINT
+        process.communicate()
+        os.kill(daemon.pid, signal.SIGCONT)
+        expect_empty(daemon)
+
+
 def test_device_that_is_not_there(daemon):
     done = finish(start(daemon, "--device", "f" * 32), status=3)
     assert "device" in done["stderr"]
