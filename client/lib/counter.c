@@ -24,21 +24,27 @@ static inline void relax(void) {
 #endif
 }
 
-static void wake(struct kvt_counter *c) {
+void kvt_client_counter_wake(struct kvt_counter *c) {
     (void)__atomic_add_fetch(&c->wake, 1, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&c->waiters, __ATOMIC_SEQ_CST) != 0) {
         (void)syscall(SYS_futex, &c->wake, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
     }
 }
 
-void kvt_client_counter_post(struct kvt_counter *c, uint64_t value) {
+bool kvt_client_counter_store(struct kvt_counter *c, uint64_t value) {
     uint64_t before = __atomic_load_n(&c->value, __ATOMIC_RELAXED);
     while (before < KVT_POISON) { /* the library's thread may poison it meanwhile */
         if (__atomic_compare_exchange_n(&c->value, &before, value, false, __ATOMIC_SEQ_CST,
                                         __ATOMIC_RELAXED)) {
-            wake(c);
-            return;
+            return true;
         }
+    }
+    return false;
+}
+
+void kvt_client_counter_post(struct kvt_counter *c, uint64_t value) {
+    if (kvt_client_counter_store(c, value)) {
+        kvt_client_counter_wake(c);
     }
 }
 
@@ -47,7 +53,7 @@ void kvt_client_counter_poison(struct kvt_counter *c) {
     while (value < KVT_POISON) {
         if (__atomic_compare_exchange_n(&c->value, &value, value + KVT_POISON, false,
                                         __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)) {
-            wake(c);
+            kvt_client_counter_wake(c);
             return;
         }
     }

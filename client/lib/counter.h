@@ -16,6 +16,10 @@ static inline uint64_t kvt_client_counter_read(const struct kvt_counter *c) {
 
 /* Stores `value` and wakes who sleeps. A counter that is poisoned stays as it is. */
 void kvt_client_counter_post(struct kvt_counter *c, uint64_t value);
+/* The two halves of it: a store alone is noticed when the other side looks again, within 100 ms.
+ * false: the counter is poisoned. */
+bool kvt_client_counter_store(struct kvt_counter *c, uint64_t value);
+void kvt_client_counter_wake(struct kvt_counter *c);
 
 /* Adds KVT_POISON once, and wakes who sleeps. A counter that has it already is left alone. */
 void kvt_client_counter_poison(struct kvt_counter *c);

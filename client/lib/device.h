@@ -34,6 +34,8 @@ struct kvt_client_device_ops {
                 int (*stop)(void *), void *argument);
     /* Behind what was enqueued before. */
     void (*post)(struct kvt_counter *c, uint64_t value);
+    /* The same, and nobody is woken: the daemon sees it within 100 ms. */
+    void (*store)(struct kvt_counter *c, uint64_t value);
     /* Whether something enqueued may still wait for a counter, or overwrite one: as long as that is
      * so the counters of a dead daemon are poisoned again and again. */
     bool (*busy)(void);

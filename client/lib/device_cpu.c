@@ -34,6 +34,10 @@ static void cpu_move(void *target, const void *source, uint64_t bytes) {
     memcpy(target, source, bytes);
 }
 
+static void cpu_store(struct kvt_counter *c, uint64_t value) {
+    (void)kvt_client_counter_store(c, value);
+}
+
 static bool cpu_busy(void) {
     return false;
 }
@@ -46,5 +50,6 @@ const struct kvt_client_device_ops kvt_client_device_cpu = {
     .move = cpu_move,
     .wait = kvt_client_counter_wait,
     .post = kvt_client_counter_post,
+    .store = cpu_store,
     .busy = cpu_busy,
 };

@@ -223,6 +223,15 @@ static int end_failed(struct kvt_step *s) {
     return rc;
 }
 
+/* Whether the daemon has nothing to do because the current step ended: then it is not woken for it.
+ * On a busy machine that costs more than the daemon's part of a step of resident layers. */
+static bool ends_quietly(const struct kvt_step *s) {
+    bool last = s->current + 1 == s->steps;
+    bool moved =
+        s->current == 0 && s->view.header.moves_leading > 0; /* from memory that is free now */
+    return !last && !moved && kvt_client_step_streamed(s) == 0;
+}
+
 int kvt_step_end(struct kvt_step *s) {
     if (s->client == NULL) {
         return -KVT_ESTATE;
@@ -243,7 +252,11 @@ int kvt_step_end(struct kvt_step *s) {
             "or are not done",
             (unsigned long long)s->step.step, s->cache->id, not_done);
     }
-    post_step(s, s->step.step);
+    if (ends_quietly(s)) {
+        c->device->store(&c->page->step, s->step.step);
+    } else {
+        post_step(s, s->step.step);
+    }
     if (kvt_client_step_stopped(s) != 0) {
         return end_failed(s);
     }

@@ -126,10 +126,15 @@ int kvt_cache_settle(struct kvt_client *c, uint32_t cache, int timeout_ms) {
         return -KVT_ENOENT;
     }
     uint64_t end_ns = kvt_client_now_ns() + (uint64_t)(timeout_ms < 0 ? 0 : timeout_ms) * 1000000;
+    bool woken = false;
     for (;;) {
         int rc = kvt_client_check_usable(c);
         if (rc != 0) {
             return rc;
+        }
+        if (!woken) { /* steps may have ended quietly */
+            kvt_client_counter_wake(&c->page->step);
+            woken = true;
         }
         kvt_client_settle_look(c);
         rc = kvt_client_settle_tell(c, own);

@@ -378,6 +378,14 @@ int kvt_piece_done(struct kvt_step *s, const struct kvt_piece *p) {
     return 0;
 }
 
+uint32_t kvt_client_step_streamed(const struct kvt_step *s) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < s->taken; i++) {
+        count += s->pieces[i].piece.streamed != 0;
+    }
+    return count;
+}
+
 uint32_t kvt_client_step_not_done(const struct kvt_step *s) {
     char text[KVT_TEXT_BYTES];
     struct kvt_sched_piece p;

@@ -69,6 +69,8 @@ int kvt_client_step_stopped(void *step);
 int kvt_client_step_check(struct kvt_step *s) KVTIER_CHECK;
 /* The layer that attends to the next piece; UINT32_MAX: there is none, or it is malformed. */
 uint32_t kvt_client_step_next_reader(const struct kvt_step *s);
+/* Streamed pieces of the current step that were taken. */
+uint32_t kvt_client_step_streamed(const struct kvt_step *s);
 /* Streamed pieces of the current step that were not taken or are not done. */
 uint32_t kvt_client_step_not_done(const struct kvt_step *s);
 /* Frees what a step keeps from one schedule to the next. */
