@@ -241,6 +241,7 @@ void kvt_client_leave(struct kvt_client *c) {
     if (c->request_timeout_ms > LEAVE_TIMEOUT_MS) {
         c->request_timeout_ms = LEAVE_TIMEOUT_MS;
     }
+    c->leaving = true;
     (void)kvt_step_abort(&c->step);
     while (c->cache_count > 0 && !kvt_client_is_gone(c)) {
         uint32_t id = c->caches[c->cache_count - 1]->id;

@@ -76,6 +76,7 @@ struct kvt_client {
     uint32_t role; /* enum kvt_attach_role */
     int worker;    /* KVT_SEGMENT or KVT_DENSE */
     int request_timeout_ms;
+    bool leaving; /* it waits no longer than that, whatever the daemon says */
     char message[KVT_TEXT_BYTES + 256];
 
     struct kvt_attach_welcome welcome;

@@ -158,7 +158,7 @@ static int unpack(struct kvt_client *c, struct kvt_client_call *call, size_t byt
     } else if (r->sequence != call->sequence) {
         rc = 0;
     } else if (r->working) {
-        call->deadline_ns = silent_at_ns(c);
+        call->deadline_ns = c->leaving ? call->deadline_ns : silent_at_ns(c);
         rc = 0;
     } else if (r->code != 0) {
         int code = r->code <= KVT_ESYS ? -(int)r->code : -KVT_EPROTO;

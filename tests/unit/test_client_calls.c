@@ -235,6 +235,21 @@ static void test_a_long_request(void) {
     end_test();
 }
 
+static bool works_for_ever(struct fake_daemon *f, const Kvt__Request *q, Kvt__Reply *r) {
+    (void)f;
+    (void)q;
+    r->working = true;
+    return true;
+}
+
+/* A worker that leaves does not wait for what the daemon cannot do. */
+static void test_leaving_ends(void) {
+    begin_test(KVT_SEGMENT);
+    FAKE_SET(&fake, fake.answer = works_for_ever);
+    client->request_timeout_ms = 200;
+    end_test();
+}
+
 static void test_edits(void) {
     struct kvt_cache_stat stat;
     uint32_t rows[2] = {1, 0};
@@ -319,6 +334,7 @@ int main(void) {
                            {"acquire of a held layer", test_acquire_held},
                            {"settle", test_settle},
                            {"a long request", test_a_long_request},
+                           {"leaving ends", test_leaving_ends},
                            {"edits", test_edits},
                            {"lost steps", test_lost},
                            {"lost steps of another cache", test_lost_elsewhere},
