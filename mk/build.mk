@@ -5,11 +5,14 @@ comma := ,
 # ------------------------------------------------------------------ modules: name and folders
 
 MODULES := proto kernels engine device host daemon front client ctl worker synthetic testsupport
+MODULES += $(if $(filter 1,$(WITH_CUDA)),cuda cudadriver)
 
 DIRS_proto := proto
 DIRS_kernels := kernels
 DIRS_engine := tiers/engine
 DIRS_device := tiers/device tiers/device/cpu
+DIRS_cuda := cuda
+DIRS_cudadriver := tiers/device/cuda
 DIRS_host := tiers/host
 DIRS_daemon := daemon
 DIRS_front := daemon/front
@@ -85,6 +88,27 @@ $(LIB)/internal/lib$(1).a: $$(OBJECTS_$(1))
 endef
 $(foreach m,$(MODULES),$(if $(OBJECTS_$(m)),$(eval $(call archive_rule,$(m)))))
 
+# ------------------------------------------------------------------ kernels for GPUs
+
+# A .cu file becomes one image for the architectures named, and PTX for later ones, which is carried
+# by the programs that launch it and loaded by the driver API. <name>_image is its first byte.
+CUDA_ARCHITECTURES ?= 80 90
+NVCC_ARCH := $(foreach a,$(CUDA_ARCHITECTURES),-gencode arch=compute_$(a),code=sm_$(a)) \
+    -gencode arch=compute_$(lastword $(CUDA_ARCHITECTURES)),code=compute_$(lastword $(CUDA_ARCHITECTURES))
+ifeq ($(WITH_CUDA),1)
+CUDA_IMAGES := $(patsubst %.cu,$(B)/obj/%.fatbin.o,$(wildcard kernels/*.cu))
+endif
+
+$(B)/obj/%.fatbin: %.cu $(wildcard kernels/*.h) $(FLAGS_FILE)
+	@mkdir -p $(@D)
+	$(call say,NVCC,$<)
+	$(Q)$(NVCC) -std=c++17 -I. -O3 -fatbin $(NVCC_ARCH) -o $@ $<
+
+$(B)/obj/%.fatbin.o: $(B)/obj/%.fatbin
+	$(call say,AS,$@)
+	$(Q)printf '.section .rodata,"a"\n.balign 64\n.globl kvt_%s_image\n.hidden kvt_%s_image\nkvt_%s_image: .incbin "%s"\n.section .note.GNU-stack,"",@progbits\n' \
+	    $(notdir $*) $(notdir $*) $(notdir $*) $< | $(CC) -c -x assembler -o $@ -
+
 # ------------------------------------------------------------------ programs
 
 # A program is <folder>/main.c, its own module first, and what else it may use.
@@ -96,14 +120,15 @@ MAIN_kvtierd-front := daemon/front/main.c
 USES_kvtierd-front := front proto
 EXTERN_kvtierd-front := $(ZMQ_LIBS) $(PROTOBUF_LIBS)
 MAIN_kvtierctl := client/ctl/main.c
-USES_kvtierctl := ctl client proto
-EXTERN_kvtierctl := $(ZMQ_LIBS) $(PROTOBUF_LIBS) $(XXHASH_LIBS) -lm
+USES_kvtierctl := ctl client cuda proto
+EXTERN_kvtierctl := $(ZMQ_LIBS) $(PROTOBUF_LIBS) $(XXHASH_LIBS) -ldl -lm
 MAIN_kvtier-run := client/worker/main.c
-USES_kvtier-run := worker client kernels proto
-EXTERN_kvtier-run := $(ZMQ_LIBS) $(PROTOBUF_LIBS) $(XXHASH_LIBS) $(OPENBLAS_LIBS) -lm
+USES_kvtier-run := worker client cuda kernels proto
+EXTERN_kvtier-run := $(ZMQ_LIBS) $(PROTOBUF_LIBS) $(XXHASH_LIBS) $(OPENBLAS_LIBS) -ldl -lm
 MAIN_kvtier-synth := client/worker/synthetic/main.c
-USES_kvtier-synth := synthetic client kernels proto
-EXTERN_kvtier-synth := $(ZMQ_LIBS) $(PROTOBUF_LIBS) $(XXHASH_LIBS) -lm
+IMAGES_kvtier-synth := $(CUDA_IMAGES)
+USES_kvtier-synth := synthetic client cuda kernels proto
+EXTERN_kvtier-synth := $(ZMQ_LIBS) $(PROTOBUF_LIBS) $(XXHASH_LIBS) -ldl -lm
 
 # $(call program,a b): those of the programs that have a main.c yet.
 program = $(foreach p,$(1),$(if $(wildcard $(MAIN_$(p))),$(BIN)/$(p)))
@@ -113,16 +138,28 @@ PROGRAMS := $(call program,$(PROGRAM_NAMES))
 link = $(CC) $(LDFLAGS_ALL) $(LDFLAGS) -o $@ $(1) -Wl,--start-group $(2) -Wl,--end-group $(3)
 
 define program_rule
-$(BIN)/$(1): $(B)/obj/$$(MAIN_$(1):.c=.o) $$(call archive,$$(USES_$(1))) | build/bin
+$(BIN)/$(1): $(B)/obj/$$(MAIN_$(1):.c=.o) $$(IMAGES_$(1)) $$(call archive,$$(USES_$(1))) | build/bin
 	@mkdir -p $$(@D)
 	$$(call say,LD,$$@)
-	$$(Q)$$(call link,-pie $$<,$$(filter %.a,$$^),$$(EXTERN_$(1)))
+	$$(Q)$$(call link,-pie $$(filter %.o,$$^),$$(filter %.a,$$^),$$(EXTERN_$(1)))
 endef
 $(foreach p,$(PROGRAM_NAMES),$(eval $(call program_rule,$(p))))
 
 # build/bin is what people type: the release variant's programs.
 build/bin:
 	@mkdir -p build && ln -sfn release/bin build/bin
+
+# ------------------------------------------------------------------ the cuda plug-in of the daemon
+
+# A driver that kvtierd opens at run time: ../lib/kvtierd beside its program. It opens libcuda
+# itself, so it links nothing of CUDA. Of our archives it takes what it uses, and offers one symbol.
+ifeq ($(WITH_CUDA),1)
+CUDA_PLUGIN := $(LIB)/kvtierd/kvtier-cuda.so
+$(CUDA_PLUGIN): $(OBJECTS_cudadriver) $(OBJECTS_cuda) $(call archive,device host engine proto)
+	@mkdir -p $(@D)
+	$(call say,LD,$@)
+	$(Q)$(call link,-shared -Wl$(comma)--exclude-libs$(comma)ALL $(if $(SANITIZE),,-Wl$(comma)-z$(comma)defs) $(filter %.o,$^),$(filter %.a,$^),$(PROTOBUF_LIBS) $(XXHASH_LIBS) -ldl)
+endif
 
 # ------------------------------------------------------------------ libkvtier, for everybody
 
@@ -132,11 +169,11 @@ ifneq ($(OBJECTS_client),)
 SO_NAME := libkvtier.so.$(SOVERSION)
 SO_FILE := libkvtier.so.$(VERSION)
 SO_MAP := $(wildcard client/lib/libkvtier.map)
-LIBKVTIER_EXTERN := $(ZMQ_LIBS) $(PROTOBUF_LIBS) $(XXHASH_LIBS)
+LIBKVTIER_EXTERN := $(ZMQ_LIBS) $(PROTOBUF_LIBS) $(XXHASH_LIBS) -ldl
 PUBLIC_LIBS := $(LIB)/libkvtier.so $(LIB)/libkvtier.a
 endif
 
-$(LIB)/$(SO_FILE): $(OBJECTS_client) $(OBJECTS_proto) $(SO_MAP)
+$(LIB)/$(SO_FILE): $(OBJECTS_client) $(OBJECTS_cuda) $(OBJECTS_proto) $(SO_MAP)
 	@mkdir -p $(@D)
 	$(call say,LD,$@)
 	$(Q)$(CC) -shared $(LDFLAGS_ALL) $(LDFLAGS) -Wl,-soname,$(SO_NAME) \
@@ -146,7 +183,7 @@ $(LIB)/$(SO_FILE): $(OBJECTS_client) $(OBJECTS_proto) $(SO_MAP)
 $(LIB)/libkvtier.so: $(LIB)/$(SO_FILE)
 	@ln -sfn $(SO_FILE) $(LIB)/$(SO_NAME) && ln -sfn $(SO_NAME) $@ && touch -h $@
 
-$(LIB)/libkvtier.a: $(OBJECTS_client) $(OBJECTS_proto)
+$(LIB)/libkvtier.a: $(OBJECTS_client) $(OBJECTS_cuda) $(OBJECTS_proto)
 	@mkdir -p $(@D)
 	$(call say,AR,$@)
 	$(Q)$(LD) -r -o $(LIB)/libkvtier.o $^

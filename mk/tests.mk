@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 60
 JOBS ?= 2
 # What a unit test links. Narrow it while another module does not compile:
 #   make unit T=test_block TEST_LIBS='engine proto'
-TEST_LIBS ?= daemon front host device engine worker ctl synthetic client kernels proto
+TEST_LIBS ?= daemon front host device engine worker ctl synthetic client cuda cudadriver kernels proto
 # T= picks tests by a part of their name.
 T ?=
 
@@ -18,12 +18,22 @@ TEST_BINARIES := $(patsubst %.c,$(B)/%,$(TEST_SOURCES))
 UNIT_BINARIES := $(foreach t,$(or $(T),test_),$(filter $(B)/tests/unit/%,$(foreach b,$(TEST_BINARIES),$(if $(findstring $(t),$(notdir $(b))),$(b)))))
 TEST_EXTERN := $(CUNIT_LIBS) $(ZMQ_LIBS) $(PROTOBUF_LIBS) $(XXHASH_LIBS) $(OPENBLAS_LIBS) -ldl -lm
 
-$(TEST_BINARIES): $(B)/%: $(B)/obj/%.o $(call archive,testsupport $(TEST_LIBS))
+$(TEST_BINARIES): $(B)/%: $(B)/obj/%.o $(CUDA_IMAGES) $(call archive,testsupport $(TEST_LIBS))
 	@mkdir -p $(@D)
 	$(call say,LD,$@)
-	$(Q)$(call link,-pie $<,$(filter %.a,$^),$(TEST_EXTERN))
+	$(Q)$(call link,-pie $(filter %.o,$^),$(filter %.a,$^),$(TEST_EXTERN))
 
-unit: $(UNIT_BINARIES)
+# A libcuda without a GPU, in whose company the cuda device is tested anywhere.
+ifeq ($(WITH_CUDA),1)
+FAKE_CUDA := $(B)/fake_cuda/libcuda.so.1
+FAKE_CUDA_OBJECT := $(B)/obj/tests/fake_cuda/fake_cuda.o
+$(FAKE_CUDA): $(FAKE_CUDA_OBJECT)
+	@mkdir -p $(@D)
+	$(call say,LD,$@)
+	$(Q)$(CC) -shared $(LDFLAGS_ALL) $(LDFLAGS) -Wl,-soname,libcuda.so.1 -o $@ $<
+endif
+
+unit: $(UNIT_BINARIES) $(FAKE_CUDA) $(CUDA_PLUGIN)
 
 # The simulator: every tests/sim/*.c, with the engine as it is shipped.
 SIM_SOURCES := $(wildcard tests/sim/*.c)
@@ -46,17 +56,17 @@ $(B)/tests/plugin/%/kvtier-cuda.so: $(B)/obj/tests/process/plugin/%_driver.o $(c
 # Fuzz targets: build them with VARIANT=fuzz, as `make fuzz` does.
 FUZZ_SOURCES := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_BINARIES := $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(FUZZ_SOURCES))
-$(B)/fuzz/%: $(B)/obj/tests/fuzz/%.o $(call archive,testsupport $(TEST_LIBS))
+$(B)/fuzz/%: $(B)/obj/tests/fuzz/%.o $(CUDA_IMAGES) $(call archive,testsupport $(TEST_LIBS))
 	@mkdir -p $(@D)
 	$(call say,LD,$@)
-	$(Q)$(call link,-fsanitize=fuzzer -pie $<,$(filter %.a,$^),$(filter-out $(CUNIT_LIBS),$(TEST_EXTERN)))
+	$(Q)$(call link,-fsanitize=fuzzer -pie $(filter %.o,$^),$(filter %.a,$^),$(filter-out $(CUNIT_LIBS),$(TEST_EXTERN)))
 
 TEST_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(TEST_SOURCES) $(PLUGIN_SOURCES) $(SIM_SOURCES) $(FUZZ_SOURCES))
 EXAMPLE_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(EXAMPLE_SOURCES))
 MAIN_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(wildcard $(foreach p,$(PROGRAM_NAMES),$(MAIN_$(p)))))
-ALL_OBJECTS := $(foreach m,$(MODULES),$(OBJECTS_$(m))) $(MAIN_OBJECTS) $(TEST_OBJECTS) $(EXAMPLE_OBJECTS)
+ALL_OBJECTS := $(foreach m,$(MODULES),$(OBJECTS_$(m))) $(MAIN_OBJECTS) $(TEST_OBJECTS) $(EXAMPLE_OBJECTS) $(FAKE_CUDA_OBJECT)
 
-.SECONDARY: $(ALL_OBJECTS)
+.SECONDARY: $(ALL_OBJECTS) $(CUDA_IMAGES) $(CUDA_IMAGES:.o=)
 -include $(ALL_OBJECTS:.o=.d)
 
 # ------------------------------------------------------------------ Python

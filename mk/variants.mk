@@ -84,13 +84,15 @@ CUNIT_LIBS := $(or $(call pkg_libs,cunit),-lcunit)
 OPENBLAS_CFLAGS := $(call pkg_cflags,openblas)
 OPENBLAS_LIBS := $(or $(call pkg_libs,openblas),-lopenblas)
 
-# CUDA is found by itself; WITH_CUDA=0 turns it off. There is no CUDA code yet: the first .cu file
-# brings its rule to mk/build.mk, under ifeq ($(WITH_CUDA),1).
+# CUDA is found by itself: nvcc for kernels, and the driver API's header; nothing is linked, libcuda is
+# opened at run time. WITH_CUDA=0 turns it off, CUDA_HOME=/usr/local/cuda names another toolkit.
 NVCC ?= $(shell command -v nvcc 2>/dev/null)
-WITH_CUDA ?= $(if $(NVCC),1,0)
-CUDA_SOURCES := $(wildcard kernels/*.cu tiers/device/cuda/*.cu)
-ifneq ($(CUDA_SOURCES),)
-ifneq ($(WITH_CUDA),1)
-$(info SKIP cuda: $(if $(NVCC),WITH_CUDA=$(WITH_CUDA),nvcc is not installed), so the CUDA plug-in is not built)
-endif
+CUDA_HOME ?= $(or $(if $(NVCC),$(realpath $(shell $(NVCC) --dryrun -x cu /dev/null 2>&1 | sed -n 's/^\#\$$ TOP=//p'))),/usr/local/cuda)
+CUDA_HEADER := $(wildcard $(CUDA_HOME)/include/cuda.h)
+WITH_CUDA ?= $(if $(and $(NVCC),$(CUDA_HEADER)),1,0)
+ifeq ($(WITH_CUDA),1)
+CPPFLAGS_ALL += -isystem $(CUDA_HOME)/include -DKVT_WITH_CUDA=1
+else
+CPPFLAGS_ALL += -DKVT_WITH_CUDA=0
+$(info SKIP cuda: $(if $(and $(NVCC),$(CUDA_HEADER)),WITH_CUDA=$(WITH_CUDA),$(if $(NVCC),$(CUDA_HOME)/include/cuda.h is not there,nvcc is not installed)): no CUDA plug-in is built, and libkvtier has no cuda device)
 endif

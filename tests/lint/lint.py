@@ -23,18 +23,21 @@ import sys
 ARROWS = {
     "proto": [],
     "kernels": [],
+    # The CUDA driver API, opened at run time: for the plug-in, the library and GPU workers.
+    "cuda": [],
     "tiers/engine": ["proto"],
     "tiers/device": ["tiers/engine", "tiers/host", "kernels"],
+    "tiers/device/cuda": ["tiers/device", "cuda"],
     "tiers/host": ["tiers/engine"],
     "tiers/nvme": ["tiers/engine"],
     "tiers/remote": ["tiers/engine"],
     "daemon": ["tiers/device", "tiers/host", "tiers/nvme", "tiers/remote", "kernels"],
     "daemon/front": ["proto"],
-    "client/lib": ["proto", "client/kvtier.h"],
+    "client/lib": ["proto", "client/kvtier.h", "cuda"],
     # kvtierctl attaches in a role that the public header does not offer.
     "client/ctl": ["client/lib", "client/shapes.h", "client/output.h"],
     "client/worker": ["proto", "client/kvtier.h", "client/shapes.h", "client/output.h", "kernels"],
-    "client/worker/synthetic": ["proto", "client/kvtier.h", "client/output.h", "kernels"],
+    "client/worker/synthetic": ["proto", "client/kvtier.h", "client/output.h", "kernels", "cuda"],
     "client/python": ["proto", "client/kvtier.h"],
     "client": [],
     # A worked example is a user's program: it sees the public header only, as <kvtier.h>.

@@ -25,6 +25,7 @@ static void answer_page(struct kvt_device *d, uint32_t session, int code) {
 
 static void answer_ask(struct kvt_device *d, const struct kvt_ask *ask) {
     struct kvt_device_event e = {.session = ask->session, .exported.fd = -1};
+    char why[KVT_TEXT_BYTES] = "";
     switch (ask->kind) {
     case KVT_ASK_PAGE_ADD:
         e.code = d->ops->page_added(d->driver, ask->session, ask->page, e.text);
@@ -43,7 +44,11 @@ static void answer_ask(struct kvt_device *d, const struct kvt_ask *ask) {
     case KVT_ASK_LOST:
         e.kind = KVT_DEVICE_LOST;
         e.code = ask->code;
-        snprintf(e.text, sizeof(e.text), "%s failed: %s", ask->what, kvt_error_text(ask->code));
+        if (d->ops->explain) {
+            d->ops->explain(d->driver, why);
+        }
+        snprintf(e.text, sizeof(e.text), "%s failed: %s%s%.300s", ask->what,
+                 kvt_error_text(ask->code), why[0] ? ": " : "", why);
         break;
     default:
         KVT_ASSERT(!"a known question");

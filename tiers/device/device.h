@@ -90,6 +90,9 @@ struct kvt_driver_ops {
                  const uint32_t *seen, uint32_t count, uint32_t timeout_us);
     /* Any thread: ends a `wait`, now or the next one. */
     void (*wake)(struct kvt_driver *d);
+    /* Control thread, after the copy thread got -KVT_EDEVICE: what the device said of it, into
+     * text[KVT_TEXT_BYTES]. NULL is allowed. */
+    void (*explain)(struct kvt_driver *d, char *text);
 };
 
 /* The embedded driver: memfd extents, copy threads, futexes. */

@@ -1,0 +1,45 @@
+/* A CUDA stream of copies and posts, and how it is known what has come back.
+ *
+ * Behind each thing that is submitted the stream itself writes a growing number into a word of pinned
+ * memory. So looking for completions is a load: no call that could stall behind another thread's
+ * call into the driver, no event to create or query.
+ *
+ * Thread: all calls from one, with the context current, except create and free.
+ */
+#ifndef KVT_DEVICE_CUDA_STREAMS_H
+#define KVT_DEVICE_CUDA_STREAMS_H
+
+#include "cuda/cuda_api.h"
+#include "tiers/device/device.h"
+
+#include <stdbool.h>
+
+struct kvt_cuda_stream {
+    const struct kvt_cuda_api *api;
+    CUstream stream;
+    uint64_t *word;                     /* pinned, written by the GPU */
+    CUdeviceptr word_gpu;               /* the same, as the GPU sees it */
+    uint64_t submitted;                 /* numbers handed out */
+    uint64_t completed;                 /* and taken back */
+    uint32_t tags[KVT_DRIVER_TAGS_MAX]; /* by number modulo size */
+};
+
+/* A failure leaves nothing behind; *call is what failed. */
+CUresult kvt_cuda_stream_create(const struct kvt_cuda_api *api, struct kvt_cuda_stream *s,
+                                const char **call);
+/* Waits for what is under way. A stream that was never created is left alone. */
+void kvt_cuda_stream_free(struct kvt_cuda_stream *s);
+
+/* What was submitted to s->stream since the last call is complete when `tag` comes back. */
+CUresult kvt_cuda_stream_mark(struct kvt_cuda_stream *s, uint32_t tag);
+/* Writes `value` to an address as the GPU sees it, behind everything before; `tag` comes back then. */
+CUresult kvt_cuda_stream_post(struct kvt_cuda_stream *s, CUdeviceptr address, uint64_t value,
+                              uint32_t tag);
+
+/* Takes up to `max` tags that came back, in order. */
+uint32_t kvt_cuda_stream_take(struct kvt_cuda_stream *s, uint32_t *tags, uint32_t max);
+static inline bool kvt_cuda_stream_busy(const struct kvt_cuda_stream *s) {
+    return s->completed != s->submitted;
+}
+
+#endif
