@@ -22,6 +22,15 @@
  * has the sentence for a person: what failed, on what, why, what to do. Out-parameters are written
  * only on success.
  *
+ * On a GPU (device_kind KVT_DEVICE_CUDA) the worker names its stream at attach, and a step is enqueued
+ * ahead of it: kvt_piece_wait makes the stream wait, kvt_piece_done, kvt_step_end and kvt_step_abort
+ * post behind what is on the stream, and none of them waits for the GPU. Pieces are device addresses.
+ * A worker with several streams joins them into that one before each of these calls. The results of
+ * a step may be used once the stream has come so far and kvt_cache_check, asked after that, has
+ * returned 0. The GPU is the stream's; of the daemon's devices the one with its UUID is used. About
+ * 1,000 operations fit on a stream behind a wait; then the call that enqueues one more waits. libcuda
+ * is opened at run time: a program that links the library starts without it.
+ *
  * Threads: a client is used by one thread at a time. The library has a thread of its own that
  * serves the attach socket (extents, reclaim, hang-up).
  *
@@ -93,6 +102,7 @@ enum kvt_error {
 enum { KVT_SEGMENT = 1, KVT_DENSE = 2 };                           /* worker */
 enum { KVT_DTYPE_F32 = 1, KVT_DTYPE_F16 = 2, KVT_DTYPE_BF16 = 3 }; /* dtype */
 enum { KVT_KIND_FULL = 1 };                                        /* layer kind */
+enum { KVT_DEVICE_CPU = 0, KVT_DEVICE_CUDA = 1 };                  /* device_kind */
 enum { KVT_DYNAMIC = 1, KVT_STATIC = 2, KVT_OFFLOADED = 3, KVT_OFFLOADED_STATIC = 4 }; /* mode */
 
 struct kvt_attach_options {
@@ -102,6 +112,8 @@ struct kvt_attach_options {
     const uint8_t *device;   /* 16 bytes, UUID of the device; NULL: the daemon's first */
     int timeout_ms;          /* wait so long for the daemon to answer; 0: 5,000 */
     int request_timeout_ms;  /* nothing heard of a request for so long: -KVT_EGONE; 0: 30,000 */
+    int device_kind;         /* KVT_DEVICE_CPU or KVT_DEVICE_CUDA: see "On a GPU" above */
+    void *stream;            /* KVT_DEVICE_CUDA: the worker's CUstream, borrowed until kvt_detach */
 };
 
 /* Attaches. On failure *out is still written with an object that only kvt_error_message and
@@ -229,6 +241,10 @@ KVTIER_API int kvt_step_end(struct kvt_step *s) KVTIER_CHECK;
 /* Gives up the current step and those behind it and frees `s`: the cache keeps the length that it
  * had before the current step. NULL is fine. */
 KVTIER_API int kvt_step_abort(struct kvt_step *s);
+/* Whether steps of the cache that were ended have failed, as far as is known now. 0: none: results
+ * whose computation is complete may be used. -KVT_EFAILED, once: some were lost, as kvt_step_begin
+ * would say; -KVT_EGONE: the daemon is gone. Waits for nothing. On a CPU kvt_step_end has said it. */
+KVTIER_API int kvt_cache_check(struct kvt_client *c, uint32_t cache) KVTIER_CHECK;
 /* Waits until every step of the cache that was ended has been committed; timeout_ms negative:
  * without a limit, see "Waits" at the top. -KVT_EFAILED, once: some were lost, as kvt_step_begin
  * would say. */

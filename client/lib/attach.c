@@ -90,9 +90,7 @@ static int say_hello(struct kvt_client *c, const struct kvt_client_options *o) {
         .worker_kind = o->role == KVT_ROLE_WORKER ? (uint32_t)o->worker : 0,
         .extent_kind = o->role == KVT_ROLE_WORKER ? c->device->extent_kind : 0,
     };
-    if (o->device != NULL) {
-        memcpy(h.device, o->device, sizeof h.device);
-    }
+    memcpy(h.device, c->device_uuid, sizeof h.device);
     copy_name(h.name, sizeof h.name, o->name);
     int rc = kvt_client_packet_send(c->attach_fd, &h, sizeof h);
     return rc == 0 ? 0 : kvt_client_fail(c, -KVT_EGONE, "attach: the daemon hung up");
@@ -259,11 +257,40 @@ static int check_options(struct kvt_client *c, const struct kvt_client_options *
     if (o->timeout_ms < 0 || o->request_timeout_ms < 0) {
         return kvt_client_fail(c, -KVT_EINVAL, "attach: a timeout is negative");
     }
+    if (o->device_kind != KVT_DEVICE_CPU && o->device_kind != KVT_DEVICE_CUDA) {
+        return kvt_client_fail(c, -KVT_EINVAL,
+                               "attach: device_kind is %d; accepted is KVT_DEVICE_CPU (0) or "
+                               "KVT_DEVICE_CUDA (1)",
+                               o->device_kind);
+    }
     return 0;
+}
+
+static int open_device(struct kvt_client *c, const struct kvt_client_options *o) {
+    char text[KVT_TEXT_BYTES] = "";
+    if (o->device != NULL) {
+        memcpy(c->device_uuid, o->device, sizeof c->device_uuid);
+    }
+    int rc = c->device->open(o->stream, c->device_uuid, &c->gpu, text);
+    return rc == 0 ? 0 : kvt_client_fail(c, rc, "attach: device %s: %s", c->device->name, text);
+}
+
+static int share_page(struct kvt_client *c) {
+    char text[KVT_TEXT_BYTES] = "";
+    if (c->role != KVT_ROLE_WORKER) {
+        return 0;
+    }
+    int rc = c->device->page(c->gpu, c->page, text);
+    c->extents.step = &c->page->step;
+    return rc == 0 ? 0 : kvt_client_fail(c, rc, "attach: device %s: %s", c->device->name, text);
 }
 
 static int open_client(struct kvt_client *c, const struct kvt_client_options *o) {
     int rc = check_options(c, o);
+    if (rc != 0) {
+        return rc;
+    }
+    rc = open_device(c, o);
     if (rc != 0) {
         return rc;
     }
@@ -272,11 +299,14 @@ static int open_client(struct kvt_client *c, const struct kvt_client_options *o)
     if (c->wake_fd < 0 || c->gone_fd < 0) {
         return kvt_client_fail(c, -KVT_ESYS, "attach: eventfd: %s", strerror(errno));
     }
-    rc = kvt_client_extents_init(&c->extents, c->device);
+    rc = kvt_client_extents_init(&c->extents, c->device, c->gpu);
     if (rc != 0) {
         return kvt_client_fail(c, rc, "attach: out of memory");
     }
     rc = connect_and_greet(c, o);
+    if (rc == 0) {
+        rc = share_page(c);
+    }
     if (rc == 0) {
         rc = kvt_client_requests_open(c);
     }
@@ -290,8 +320,10 @@ static int open_client(struct kvt_client *c, const struct kvt_client_options *o)
 static void close_client(struct kvt_client *c) {
     kvt_client_thread_stop(c);
     kvt_client_requests_close(c);
+    kvt_client_extents_free(&c->extents); /* its extents are on the device ... */
+    c->device->close(c->gpu);             /* ... which has the page */
+    c->gpu = NULL;
     disconnect(c);
-    kvt_client_extents_free(&c->extents);
     if (c->gone_fd >= 0) {
         (void)close(c->gone_fd);
     }
@@ -312,7 +344,8 @@ int kvt_client_open(const struct kvt_client_options *o, struct kvt_client **out)
     c->role = o->role;
     c->worker = o->worker;
     c->request_timeout_ms = o->request_timeout_ms > 0 ? o->request_timeout_ms : REQUEST_TIMEOUT_MS;
-    c->device = &kvt_client_device_cpu;
+    c->device =
+        o->device_kind == KVT_DEVICE_CUDA ? &kvt_client_device_cuda : &kvt_client_device_cpu;
     int rc = open_client(c, o);
     if (rc != 0) {
         close_client(c);
@@ -327,6 +360,8 @@ int kvt_attach(const struct kvt_attach_options *o, struct kvt_client **out) {
         .worker = o->worker,
         .name = o->name,
         .device = o->device,
+        .device_kind = o->device_kind,
+        .stream = o->stream,
         .wait = true,
         .timeout_ms = o->timeout_ms,
         .request_timeout_ms = o->request_timeout_ms,

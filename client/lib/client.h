@@ -32,6 +32,7 @@ enum kvt_client_gone {
     KVT_GONE_RESTART,     /* a reply carried another boot epoch */
     KVT_GONE_SILENT,      /* a request was not answered in time: what became of it is unknown */
     KVT_GONE_PROTOCOL,    /* the daemon sent what this library does not understand */
+    KVT_GONE_DEVICE,      /* this process's GPU does not work any more */
     KVT_GONE_INTERRUPTED, /* kvt_interrupt */
 };
 
@@ -91,6 +92,9 @@ struct kvt_client {
     pthread_t thread;
     bool thread_runs;
     const struct kvt_client_device_ops *device;
+    struct kvt_client_gpu *gpu;          /* its state */
+    uint8_t device_uuid[KVT_UUID_BYTES]; /* asked for in HELLO; all zero: the daemon's first */
+    uint64_t posted_step;                /* the last one whose number was posted */
     struct kvt_client_extents extents;
 
     void *zmq_context;
@@ -117,6 +121,8 @@ int kvt_client_fail_gone(struct kvt_client *c);
 int kvt_client_fail_evicted(struct kvt_client *c);
 /* 0, or -KVT_ESTATE with its message: this is a forked child. */
 int kvt_client_check_own(struct kvt_client *c) KVTIER_CHECK;
+/* The device failed: the session is over. -KVT_EDEVICE, with its message. User's thread. */
+int kvt_client_fail_device(struct kvt_client *c);
 /* 0, or why nothing can be sent: never attached, in a forked child, or the session is over. */
 int kvt_client_check_usable(struct kvt_client *c) KVTIER_CHECK;
 
@@ -128,6 +134,8 @@ struct kvt_client_options {
     int worker;              /* 0 for role CONTROL */
     const char *name;
     const uint8_t *device;
+    int device_kind; /* KVT_DEVICE_... */
+    void *stream;
     bool wait; /* for a daemon that is not there yet */
     int timeout_ms;
     int request_timeout_ms;

@@ -7,7 +7,28 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-static int cpu_map(const struct kvt_client_import *import, void **address) {
+static int cpu_open(void *stream, uint8_t *uuid, struct kvt_client_gpu **out, char *text) {
+    (void)stream;
+    (void)uuid;
+    (void)text;
+    *out = NULL;
+    return 0;
+}
+
+static int cpu_page(struct kvt_client_gpu *g, struct kvt_control_page *page, char *text) {
+    (void)g;
+    (void)page;
+    (void)text;
+    return 0;
+}
+
+static void cpu_close(struct kvt_client_gpu *g) {
+    (void)g;
+}
+
+static int cpu_map(struct kvt_client_gpu *g, const struct kvt_client_import *import,
+                   void **address) {
+    (void)g;
     struct stat st;
     if (import->kind != KVT_EXTENT_FD || import->bytes == 0) {
         return -KVT_EPROTO;
@@ -26,30 +47,70 @@ static int cpu_map(const struct kvt_client_import *import, void **address) {
     return 0;
 }
 
-static void cpu_unmap(void *address, uint64_t bytes) {
+static void cpu_unmap(struct kvt_client_gpu *g, void *address, uint64_t bytes) {
+    (void)g;
     (void)munmap(address, bytes);
 }
 
-static void cpu_move(void *target, const void *source, uint64_t bytes) {
+static int cpu_move(struct kvt_client_gpu *g, void *target, const void *source, uint64_t bytes) {
+    (void)g;
     memcpy(target, source, bytes);
+    return 0;
 }
 
-static void cpu_store(struct kvt_counter *c, uint64_t value) {
+static int cpu_wait(struct kvt_client_gpu *g, struct kvt_counter *c, uint64_t value,
+                    struct kvt_client_spin *spin, int (*stop)(void *), void *argument) {
+    (void)g;
+    return kvt_client_counter_wait(c, value, spin, stop, argument);
+}
+
+static int cpu_post(struct kvt_client_gpu *g, struct kvt_counter *c, uint64_t value) {
+    (void)g;
+    kvt_client_counter_post(c, value);
+    return 0;
+}
+
+static int cpu_store(struct kvt_client_gpu *g, struct kvt_counter *c, uint64_t value) {
+    (void)g;
     (void)kvt_client_counter_store(c, value);
+    return 0;
 }
 
-static bool cpu_busy(void) {
+static bool cpu_busy(struct kvt_client_gpu *g) {
+    (void)g;
     return false;
+}
+
+static bool cpu_passed(struct kvt_client_gpu *g, const struct kvt_counter *c, uint64_t value) {
+    (void)g;
+    (void)c;
+    (void)value;
+    return true; /* nothing is ever enqueued */
+}
+
+static void cpu_drain(struct kvt_client_gpu *g) {
+    (void)g;
+}
+
+static const char *cpu_why(const struct kvt_client_gpu *g) {
+    (void)g;
+    return "";
 }
 
 const struct kvt_client_device_ops kvt_client_device_cpu = {
     .name = "cpu",
     .extent_kind = KVT_EXTENT_FD,
+    .open = cpu_open,
+    .page = cpu_page,
+    .close = cpu_close,
     .map = cpu_map,
     .unmap = cpu_unmap,
     .move = cpu_move,
-    .wait = kvt_client_counter_wait,
-    .post = kvt_client_counter_post,
+    .wait = cpu_wait,
+    .post = cpu_post,
     .store = cpu_store,
     .busy = cpu_busy,
+    .passed = cpu_passed,
+    .drain = cpu_drain,
+    .why = cpu_why,
 };

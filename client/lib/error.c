@@ -23,6 +23,7 @@ int kvt_client_fail_gone(struct kvt_client *c) {
         [KVT_GONE_RESTART] = "the daemon was restarted",
         [KVT_GONE_SILENT] = "the daemon left a request unanswered",
         [KVT_GONE_PROTOCOL] = "the daemon sent what this library does not understand",
+        [KVT_GONE_DEVICE] = "the GPU of this process failed, which must be started again",
         [KVT_GONE_INTERRUPTED] = "it was interrupted",
     };
     return kvt_client_fail(c, -KVT_EGONE,
@@ -38,6 +39,14 @@ int kvt_client_check_own(struct kvt_client *c) {
     return kvt_client_fail(c, -KVT_ESTATE,
                            "this client belongs to process %d and cannot be used in a child",
                            (int)c->process.pid);
+}
+
+int kvt_client_fail_device(struct kvt_client *c) {
+    kvt_client_set_gone(c, KVT_GONE_DEVICE);
+    return kvt_client_fail(c, -KVT_EDEVICE,
+                           "session %u: device %s: %s; this process can use the GPU no more: start "
+                           "it again",
+                           c->welcome.session, c->device->name, c->device->why(c->gpu));
 }
 
 int kvt_client_check_usable(struct kvt_client *c) {

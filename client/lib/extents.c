@@ -68,9 +68,11 @@ static int grow(struct kvt_client_extents *t) {
 
 /* ---- life ------------------------------------------------------------------------------------- */
 
-int kvt_client_extents_init(struct kvt_client_extents *t, const struct kvt_client_device_ops *ops) {
+int kvt_client_extents_init(struct kvt_client_extents *t, const struct kvt_client_device_ops *ops,
+                            struct kvt_client_gpu *gpu) {
     memset(t, 0, sizeof *t);
     t->ops = ops;
+    t->gpu = gpu;
     pthread_condattr_t attr;
     (void)pthread_condattr_init(&attr);
     (void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -83,7 +85,7 @@ int kvt_client_extents_init(struct kvt_client_extents *t, const struct kvt_clien
 /* Unmaps and forgets; the last entry takes its place. Lock held. */
 static void forget(struct kvt_client_extents *t, struct kvt_client_extent *e) {
     if (e->address != NULL) {
-        t->ops->unmap(e->address, e->import.bytes);
+        t->ops->unmap(t->gpu, e->address, e->import.bytes);
     }
     if (e->import.fd >= 0) {
         (void)close(e->import.fd);
@@ -157,11 +159,17 @@ int kvt_client_extents_add(struct kvt_client_extents *t, uint32_t id,
     return rc;
 }
 
+/* Nothing of this process uses it, on the device either. */
+static bool is_free(const struct kvt_client_extents *t, const struct kvt_client_extent *e) {
+    return !e->pinned && (e->used_until == 0 || t->step == NULL ||
+                          t->ops->passed(t->gpu, t->step, e->used_until));
+}
+
 bool kvt_client_extents_reclaim(struct kvt_client_extents *t, uint32_t id) {
     (void)pthread_mutex_lock(&t->lock);
     struct kvt_client_extent *e = find(t, id);
-    bool free_now = e == NULL || !e->pinned;
-    if (e != NULL && e->pinned) {
+    bool free_now = e == NULL || is_free(t, e);
+    if (!free_now) {
         e->reclaim = true;
     } else if (e != NULL) {
         forget(t, e);
@@ -174,7 +182,7 @@ bool kvt_client_extents_reclaimable(struct kvt_client_extents *t, uint32_t *id) 
     bool found = false;
     (void)pthread_mutex_lock(&t->lock);
     for (uint32_t i = 0; i < t->count && !found; i++) {
-        if (t->entries[i].reclaim && !t->entries[i].pinned) {
+        if (t->entries[i].reclaim && is_free(t, &t->entries[i])) {
             *id = t->entries[i].id;
             forget(t, &t->entries[i]);
             found = true;
@@ -182,6 +190,16 @@ bool kvt_client_extents_reclaimable(struct kvt_client_extents *t, uint32_t *id) 
     }
     (void)pthread_mutex_unlock(&t->lock);
     return found;
+}
+
+bool kvt_client_extents_draining(struct kvt_client_extents *t) {
+    bool any = false;
+    (void)pthread_mutex_lock(&t->lock);
+    for (uint32_t i = 0; i < t->count && !any; i++) {
+        any = t->entries[i].reclaim && !t->entries[i].pinned;
+    }
+    (void)pthread_mutex_unlock(&t->lock);
+    return any;
 }
 
 /* ---- the client's user ------------------------------------------------------------------------ */
@@ -210,7 +228,7 @@ static struct kvt_client_extent *await(struct kvt_client_extents *t, uint32_t id
 
 static int pin(struct kvt_client_extents *t, struct kvt_client_extent *e) {
     if (e->address == NULL) {
-        int rc = t->ops->map(&e->import, &e->address);
+        int rc = t->ops->map(t->gpu, &e->import, &e->address);
         if (rc != 0) {
             return rc;
         }
@@ -239,13 +257,14 @@ int kvt_client_extents_pin(struct kvt_client_extents *t, uint32_t id, int timeou
     return rc;
 }
 
-bool kvt_client_extents_unpin(struct kvt_client_extents *t) {
+bool kvt_client_extents_unpin(struct kvt_client_extents *t, uint64_t step) {
     bool wanted = false;
     (void)pthread_mutex_lock(&t->lock);
     for (uint32_t i = 0; i < t->pin_count; i++) {
         struct kvt_client_extent *e = find(t, t->pins[i]);
         if (e != NULL) {
             e->pinned = false;
+            e->used_until = step;
             wanted |= e->reclaim;
         }
     }

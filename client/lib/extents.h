@@ -18,6 +18,7 @@
 struct kvt_client_extent {
     uint32_t id;
     bool pinned;                     /* an open step uses it */
+    uint64_t used_until;             /* the step with which that ended; 0: none has used it */
     bool reclaim;                    /* the daemon wants it back */
     struct kvt_client_import import; /* fd owned until mapped, then -1 */
     void *address;                   /* NULL: not mapped yet */
@@ -27,6 +28,8 @@ struct kvt_client_extents {
     pthread_mutex_t lock;
     pthread_cond_t added;
     const struct kvt_client_device_ops *ops;
+    struct kvt_client_gpu *gpu;        /* borrowed */
+    const struct kvt_counter *step;    /* of the control page; borrowed. NULL: there is no page */
     struct kvt_client_extent *entries; /* dense, in no order */
     uint32_t count;
     uint32_t capacity;
@@ -37,7 +40,8 @@ struct kvt_client_extents {
     bool closed; /* nothing will be added any more: waiters give up */
 };
 
-int kvt_client_extents_init(struct kvt_client_extents *t, const struct kvt_client_device_ops *ops);
+int kvt_client_extents_init(struct kvt_client_extents *t, const struct kvt_client_device_ops *ops,
+                            struct kvt_client_gpu *gpu);
 /* Unmaps and closes everything. */
 void kvt_client_extents_free(struct kvt_client_extents *t);
 
@@ -49,14 +53,17 @@ int kvt_client_extents_add(struct kvt_client_extents *t, uint32_t id,
  * it until kvt_client_extents_unpin. -KVT_ENOENT: it never came; -KVT_EGONE: closed meanwhile. */
 int kvt_client_extents_pin(struct kvt_client_extents *t, uint32_t id, int timeout_ms,
                            void **address, uint64_t *bytes);
-/* Unpins everything. Returns whether an extent that the daemon wants back became free. */
-bool kvt_client_extents_unpin(struct kvt_client_extents *t);
+/* Unpins everything: what uses it comes before step `step`, which has been posted (on a GPU:
+ * enqueued). Returns whether an extent that the daemon wants back is, or will soon be, free. */
+bool kvt_client_extents_unpin(struct kvt_client_extents *t, uint64_t step);
 
 /* The daemon wants it back. true: it is unmapped (or was never here): acknowledge. false: an open
- * step uses it: it is found by kvt_client_extents_reclaimable later. */
+ * step uses it, or one that was enqueued: it is found by kvt_client_extents_reclaimable later. */
 bool kvt_client_extents_reclaim(struct kvt_client_extents *t, uint32_t id);
 /* Unmaps and forgets one extent that is wanted back and not in use; false: there is none. */
 bool kvt_client_extents_reclaimable(struct kvt_client_extents *t, uint32_t *id);
+/* Whether one that is wanted back only waits for what was enqueued: look again soon. */
+bool kvt_client_extents_draining(struct kvt_client_extents *t);
 /* Unmaps and forgets any extent, whoever uses it; false: there is none left. */
 bool kvt_client_extents_take(struct kvt_client_extents *t, uint32_t *id);
 

@@ -6,13 +6,24 @@
 
 #define ABORT_LOOK_MS 1
 
+/* Behind everything that was enqueued. A device that takes it no more ends the session. */
+static void post_step_how(struct kvt_step *s, uint64_t step, bool quietly) {
+    struct kvt_client *c = s->client;
+    int rc = quietly ? c->device->store(c->gpu, &c->page->step, step)
+                     : c->device->post(c->gpu, &c->page->step, step);
+    if (rc != 0) {
+        (void)kvt_client_fail_device(c);
+    }
+    c->posted_step = step;
+}
+
 static void post_step(struct kvt_step *s, uint64_t step) {
-    s->client->device->post(&s->client->page->step, step);
+    post_step_how(s, step, false);
 }
 
 /* Nothing of the current step is used any more. */
 static void unpin(struct kvt_client *c) {
-    if (kvt_client_extents_unpin(&c->extents)) {
+    if (kvt_client_extents_unpin(&c->extents, c->posted_step)) {
         kvt_client_thread_wake(c);
     }
 }
@@ -252,11 +263,7 @@ int kvt_step_end(struct kvt_step *s) {
             "or are not done",
             (unsigned long long)s->step.step, s->cache->id, not_done);
     }
-    if (ends_quietly(s)) {
-        c->device->store(&c->page->step, s->step.step);
-    } else {
-        post_step(s, s->step.step);
-    }
+    post_step_how(s, s->step.step, ends_quietly(s));
     if (kvt_client_step_stopped(s) != 0) {
         return end_failed(s);
     }

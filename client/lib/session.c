@@ -21,6 +21,7 @@
 #define FOREIGN_RETRY_MS 50
 #define POISON_AGAIN_MS  10
 #define STOP_SEND_MS     1000
+#define DRAIN_RETRY_MS   2
 
 /* The clients of this process, so that a RECLAIM for a former session finds what still maps it. */
 static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -178,7 +179,8 @@ static int serve(struct server *s) {
     struct kvt_client *c = s->client;
     struct pollfd fds[2] = {{.fd = c->attach_fd, .events = POLLIN},
                             {.fd = c->wake_fd, .events = POLLIN}};
-    int n = poll(fds, 2, s->foreign_count > 0 ? FOREIGN_RETRY_MS : -1);
+    int wait_ms = s->foreign_count > 0 ? FOREIGN_RETRY_MS : -1;
+    int n = poll(fds, 2, kvt_client_extents_draining(&c->extents) ? DRAIN_RETRY_MS : wait_ms);
     if (n < 0 && errno != EINTR) {
         return -KVT_EGONE;
     }
@@ -204,7 +206,8 @@ static void *run(void *argument) {
     struct pollfd wake = {.fd = c->wake_fd, .events = POLLIN};
     while (!is_stopping(c)) {
         /* Requests to unmap still reach this process through a later session. */
-        (void)poll(&wake, 1, c->device->busy() ? POISON_AGAIN_MS : -1);
+        bool busy = c->device->busy(c->gpu) || kvt_client_extents_draining(&c->extents);
+        (void)poll(&wake, 1, busy ? POISON_AGAIN_MS : -1);
         look_around(&s);
         if (c->page != NULL) {
             kvt_client_page_poison(c->page);
@@ -270,6 +273,9 @@ void kvt_client_thread_stop(struct kvt_client *c) {
     if (!c->thread_runs) {
         return;
     }
+    /* What is unmapped may still be in use on the device; while the daemon is dead, the thread's
+     * poison is what ends the waits there. */
+    c->device->drain(c->gpu);
     __atomic_store_n(&c->stopping, 1, __ATOMIC_RELEASE);
     kvt_client_thread_wake(c);
     (void)pthread_join(c->thread, NULL);

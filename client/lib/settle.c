@@ -120,6 +120,16 @@ int kvt_client_settle_await(struct kvt_client *c) {
 
 /* ---- the call ---------------------------------------------------------------------------------- */
 
+int kvt_cache_check(struct kvt_client *c, uint32_t cache) {
+    struct kvt_client_cache *own = kvt_client_cache_find(c, cache);
+    if (own == NULL) {
+        return -KVT_ENOENT;
+    }
+    kvt_client_settle_look(c); /* before `gone` is looked at: counters may have been poisoned */
+    int rc = kvt_client_check_usable(c);
+    return rc != 0 ? rc : kvt_client_settle_tell(c, own);
+}
+
 int kvt_cache_settle(struct kvt_client *c, uint32_t cache, int timeout_ms) {
     struct kvt_client_cache *own = kvt_client_cache_find(c, cache);
     if (own == NULL) {

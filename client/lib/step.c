@@ -78,11 +78,14 @@ static int pin_extent(struct kvt_step *s, uint32_t id, bool leading, void **addr
     if (rc == -KVT_EGONE) {
         return kvt_client_fail_gone(s->client);
     }
-    return rc == 0 ? 0
-                   : kvt_client_fail(s->client, rc == -KVT_ENOENT ? -KVT_EPROTO : rc,
-                                     "STEP: cache %u: extent %u: %s", s->cache->id, id,
-                                     rc == -KVT_ENOENT ? "the daemon never passed it"
-                                                       : "it cannot be mapped");
+    return rc == 0
+               ? 0
+               : kvt_client_fail(s->client, rc == -KVT_ENOENT ? -KVT_EPROTO : rc,
+                                 "STEP: cache %u: extent %u: %s%s%s", s->cache->id, id,
+                                 rc == -KVT_ENOENT ? "the daemon never passed it"
+                                                   : "it cannot be mapped",
+                                 rc == -KVT_EDEVICE ? ": " : "",
+                                 rc == -KVT_EDEVICE ? s->client->device->why(s->client->gpu) : "");
 }
 
 static int use_extent(struct kvt_step *s, uint32_t id, bool leading, uint8_t **address,
@@ -126,8 +129,9 @@ static int move_once(struct kvt_step *s, uint32_t index, bool leading) {
     if (rc != 0) {
         return malformed(s, rc, text);
     }
-    s->client->device->move(target + m.target_offset, source + m.source_offset, m.bytes);
-    return 0;
+    rc = s->client->device->move(s->client->gpu, target + m.target_offset, source + m.source_offset,
+                                 m.bytes);
+    return rc == 0 ? 0 : kvt_client_fail_device(s->client);
 }
 
 static int move_all(struct kvt_step *s, uint32_t first, uint32_t count, bool leading) {
@@ -349,9 +353,12 @@ int kvt_piece_wait(struct kvt_step *s, const struct kvt_piece *p) {
     if (rc != 0) {
         return rc;
     }
-    rc = p->streamed != 0 ? c->device->wait(&c->page->ready[p->slot], p->ready, &c->spin,
+    rc = p->streamed != 0 ? c->device->wait(c->gpu, &c->page->ready[p->slot], p->ready, &c->spin,
                                             kvt_client_step_stopped, s)
                           : kvt_client_step_stopped(s);
+    if (rc == -KVT_EDEVICE) {
+        return kvt_client_fail_device(c);
+    }
     if (rc != 0) {
         return kvt_client_step_check(s);
     }
@@ -372,10 +379,9 @@ int kvt_piece_done(struct kvt_step *s, const struct kvt_piece *p) {
         return rc;
     }
     own->done = true;
-    if (p->streamed != 0) {
-        s->client->device->post(&s->client->page->done[p->slot], p->done);
-    }
-    return 0;
+    struct kvt_client *c = s->client;
+    rc = p->streamed != 0 ? c->device->post(c->gpu, &c->page->done[p->slot], p->done) : 0;
+    return rc == 0 ? 0 : kvt_client_fail_device(c);
 }
 
 uint32_t kvt_client_step_streamed(const struct kvt_step *s) {

@@ -47,7 +47,7 @@ static void start(void) {
          zmq_connect(client.zmq_socket, "inproc://fuzz") == 0);
     extent.fd = memfd_create("extent", MFD_CLOEXEC);
     must(extent.fd >= 0 && ftruncate(extent.fd, EXTENT_BYTES) == 0);
-    must(kvt_client_extents_init(&client.extents, client.device) == 0);
+    must(kvt_client_extents_init(&client.extents, client.device, NULL) == 0);
     must(kvt_client_extents_add(&client.extents, 100, &extent) == 0);
     kvt_client_extents_close(&client.extents); /* none is waited for */
 }

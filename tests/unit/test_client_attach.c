@@ -302,7 +302,7 @@ static void test_reclaim_of_former_session(void) {
     CU_ASSERT_EQUAL_FATAL(attach(3000, 0), 0);
     fake_reclaim(&fake, 5, 8);
     CU_ASSERT_FALSE(fake_reclaimed(&fake, 5, 8, 150)); /* an open step uses it */
-    (void)kvt_client_extents_unpin(&former->extents);
+    (void)kvt_client_extents_unpin(&former->extents, 0);
     CU_ASSERT(fake_reclaimed(&fake, 5, 8, 3000));
     fake_reclaim(&fake, 5, 7);
     CU_ASSERT(fake_reclaimed(&fake, 5, 7, 3000));
