@@ -20,11 +20,22 @@ static int attach(struct kvt_synth *s) {
         .worker = s->o->dense ? KVT_DENSE : KVT_SEGMENT,
         .name = s->o->name,
         .device = s->o->has_device ? s->o->device : NULL,
+        .device_kind = (int)s->o->device_kind,
+        .stream = s->gpu != NULL ? kvt_synth_gpu_stream(s->gpu) : NULL,
         .timeout_ms = s->o->re_attach ? 20000 : 0,
     };
     int rc = kvt_attach(&a, &s->client);
     s->totals.attached += rc == 0;
     return rc;
+}
+
+/* The stream ends, whatever is on it: what it reads goes away next. */
+static void forget(struct kvt_synth *s) {
+    struct kvt_synth_gpu_found ignored;
+    if (s->gpu != NULL) {
+        (void)kvt_synth_gpu_sync(s->gpu, &ignored);
+    }
+    kvt_synth_forget(s);
 }
 
 static void complain(const struct kvt_synth *s, int rc) {
@@ -41,7 +52,7 @@ static int work(struct kvt_synth *s) {
         rc = kvt_synth_round(s);
         if (rc == -KVT_EGONE && s->o->re_attach) {
             complain(s, rc);
-            kvt_synth_forget(s);
+            forget(s);
             kvt_detach(s->client);
             rc = attach(s);
         }
@@ -51,6 +62,21 @@ static int work(struct kvt_synth *s) {
 
 #define FIELD(name) \
     { #name, offsetof(struct kvt_synth_totals, name) }
+
+static void report_gpu(const struct kvt_synth *s) {
+    struct kvt_synth_gpu_times t;
+    kvt_synth_gpu_times(s->gpu, &t);
+    (void)printf(", \"steps_timed\": %u, \"step_us\": %.1f, \"step_us_p10\": %.1f, "
+                 "\"step_us_p90\": %.1f",
+                 t.steps, t.median_us, t.tenth_us, t.ninetieth_us);
+    if (s->limit_bytes > 0) {
+        double limit_us = (s->limit_before_s + s->limit_after_s) / 2 * 1e6;
+        (void)printf(", \"limit_bytes\": %" PRIu64 ", \"limit_us_before\": %.1f, "
+                     "\"limit_us_after\": %.1f, \"limit_gb_s\": %.2f, \"ratio\": %.4f",
+                     s->limit_bytes, s->limit_before_s * 1e6, s->limit_after_s * 1e6,
+                     (double)s->limit_bytes / limit_us / 1e3, t.median_us / limit_us);
+    }
+}
 
 static void report(const struct kvt_synth *s, int rc, double elapsed_s) {
     static const struct {
@@ -90,6 +116,9 @@ static void report(const struct kvt_synth *s, int rc, double elapsed_s) {
         memcpy(&value, (const char *)&s->totals + fields[i].offset, sizeof value);
         (void)printf(", \"%s\": %" PRIu64, fields[i].name, value);
     }
+    if (s->gpu != NULL) {
+        report_gpu(s);
+    }
     (void)printf(", \"layers\": \"%s\", \"elapsed_s\": %.3f}\n", s->totals.layers, elapsed_s);
 }
 
@@ -113,6 +142,12 @@ int main(int argc, char **argv) {
     s.random.state = (uint64_t)o.seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
     double start_s = now_s();
     int rc = kvt_synth_layout(&s);
+    if (rc == 0 && o.device_kind == KVT_DEVICE_CUDA) {
+        rc = kvt_synth_gpu_open(o.has_device ? o.device : NULL, &s.gpu);
+        if (rc != 0) {
+            return KVT_SYNTH_ERROR; /* it has said why */
+        }
+    }
     if (rc == 0) {
         rc = work(&s);
     }
@@ -120,8 +155,9 @@ int main(int argc, char **argv) {
         complain(&s, rc);
     }
     report(&s, rc, now_s() - start_s);
-    kvt_synth_forget(&s);
+    forget(&s);
     kvt_detach(s.client);
+    kvt_synth_gpu_close(s.gpu);
     free(s.layers);
     return end(rc == 0                       ? KVT_SYNTH_OK
                : rc == KVT_SYNTH_FOUND_WRONG ? KVT_SYNTH_WRONG

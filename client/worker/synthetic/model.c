@@ -1,8 +1,12 @@
 #include "client/worker/synthetic/model.h"
 
+#include "kernels/synth_content.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+void (*kvt_synth_row_forget)(uint64_t gpu_ids);
 
 #define WORDS 64 /* generated at a time */
 
@@ -40,6 +44,9 @@ void kvt_synth_cache_init(struct kvt_synth_cache *c, uint32_t id, uint32_t rows)
 void kvt_synth_cache_free(struct kvt_synth_cache *c) {
     for (uint32_t i = 0; i < c->row_count; i++) {
         free(c->rows[i].ids);
+        if (kvt_synth_row_forget != NULL) {
+            kvt_synth_row_forget(c->rows[i].gpu_ids);
+        }
     }
     free(c->rows);
     memset(c, 0, sizeof *c);
@@ -96,23 +103,20 @@ void kvt_synth_row_append(struct kvt_synth_row *r, uint32_t count,
 
 void kvt_synth_row_crop(struct kvt_synth_row *r, uint32_t count) {
     r->count = count < r->count ? count : r->count;
+    r->gpu_count = r->count < r->gpu_count ? r->count : r->gpu_count;
 }
 
 /* ---- bytes ------------------------------------------------------------------------------------ */
 
 static uint64_t token_seed(const struct kvt_synth_row *r, uint32_t token, uint32_t layer,
                            enum kvt_synth_plane plane) {
-    uint64_t x = r->ids[token] ^ ((uint64_t)token << 32) ^ ((uint64_t)layer << 8) ^ plane;
-    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return x ^ (x >> 31);
+    return kvt_synth_seed(r->ids[token], token, layer, plane);
 }
 
 /* Words [first, first + count) of a token. */
 static void generate(uint64_t seed, uint32_t first, uint32_t count, uint64_t *out) {
     for (uint32_t i = 0; i < count; i++) {
-        uint64_t x = (seed + first + i) * UINT64_C(0x9e3779b97f4a7c15);
-        out[i] = x ^ (x >> 32);
+        out[i] = kvt_synth_word(seed, first + i);
     }
 }
 

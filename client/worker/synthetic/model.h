@@ -15,12 +15,17 @@ struct kvt_synth_row {
     uint64_t *ids;
     uint32_t count;
     uint32_t capacity;
+    /* gpu.c: the same on the GPU; 0: not there. The first gpu_count are right. */
+    uint64_t gpu_ids;
+    uint32_t gpu_count;
+    uint32_t gpu_capacity;
 };
 
 struct kvt_synth_cache {
     uint32_t id; /* the daemon's */
     uint32_t row_count;
     struct kvt_synth_row *rows;
+    bool lost; /* the daemon has said that ended steps were not written back */
 };
 
 /* Random numbers: xorshift64*, seeded. */
@@ -32,6 +37,9 @@ uint64_t kvt_synth_random_next(struct kvt_synth_random *r);
 uint32_t kvt_synth_random_below(struct kvt_synth_random *r, uint32_t limit);
 /* True in `percent` of 100 cases. */
 bool kvt_synth_random_percent(struct kvt_synth_random *r, int64_t percent);
+
+/* Frees gpu_ids; NULL: there is no GPU. Nothing enqueued reads them any more. */
+extern void (*kvt_synth_row_forget)(uint64_t gpu_ids);
 
 /* Memory that runs out ends the program: it is a test. */
 void kvt_synth_cache_init(struct kvt_synth_cache *c, uint32_t id, uint32_t rows);

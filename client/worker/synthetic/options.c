@@ -24,6 +24,9 @@ static const struct word modes[] = {{"dynamic", KVT_DYNAMIC},
 static const struct word dtypes[] = {
     {"f32", KVT_DTYPE_F32}, {"f16", KVT_DTYPE_F16}, {"bf16", KVT_DTYPE_BF16}, {NULL, 0}};
 
+static const struct word device_kinds[] = {
+    {"cpu", KVT_DEVICE_CPU}, {"cuda", KVT_DEVICE_CUDA}, {NULL, 0}};
+
 struct option {
     const char *name;
     const char *argument; /* shown in --help; NULL: none */
@@ -58,6 +61,12 @@ static const struct option table[] = {
      .kind = TEXT,
      .offset = AT(name),
      .text = "shown by kvtierctl (kvtier-synth)"},
+    {.name = "device-kind",
+     .argument = "cpu|cuda",
+     .kind = WORD,
+     .offset = AT(device_kind),
+     .words = device_kinds,
+     .text = "what computes: cuda checks and writes on a GPU, on its stream (cpu)"},
     {.name = "device",
      .argument = "UUID",
      .kind = UUID,
@@ -110,6 +119,8 @@ static const struct option table[] = {
     N("caches", caches, 1, 64, "caches at most: beyond it, one is closed (3)"),
     N("rows-max", rows_max, 1, 1024, "rows at most, for --repeat (8)"),
     SECTION("Behaviour"),
+    F("limit", limit,
+      "GPU: measure the bus with the bytes of a step, before and behind the generation"),
     F("no-check", no_check, "write and hand back without looking at the bytes"),
     N("compute-us", compute_us, 0, INT32_MAX, "time that attending to a layer takes (0)"),
     N("hold-step", hold_step, -1, INT32_MAX,

@@ -21,7 +21,8 @@ struct kvt_synth_options {
     int64_t seed;
     bool dense;
     bool has_device;
-    uint8_t device[16]; /* UUID */
+    int64_t device_kind; /* KVT_DEVICE_... */
+    uint8_t device[16];  /* UUID */
 
     int64_t mode; /* KVT_DYNAMIC ... */
     int64_t layers;
@@ -57,6 +58,7 @@ struct kvt_synth_options {
     int64_t rows_max;
 
     bool no_check;
+    bool limit;
     int64_t compute_us;
     int64_t hold_step; /* -1: never */
     int64_t hold_ms;   /* 0: SIGSTOP */

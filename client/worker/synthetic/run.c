@@ -112,11 +112,12 @@ static int begin(struct kvt_synth *s, struct kvt_synth_step *w, uint32_t want, u
     const struct kvt_step_row *some = all ? NULL : rows;
     uint32_t count = all ? 0 : w->row_count;
     int rc = kvt_step_begin(s->client, w->cache->id, some, count, all ? want : 0, steps, &w->step);
-    if (rc != -KVT_EFAILED) {
-        return rc;
+    if (rc == -KVT_EFAILED) {
+        w->cache->lost = true;
+        rc = kvt_step_begin(s->client, w->cache->id, some, count, all ? want : 0, steps, &w->step);
     }
-    rc = kvt_step_begin(s->client, w->cache->id, some, count, all ? want : 0, steps, &w->step);
-    if (rc == 0) {
+    if (rc == 0 && w->cache->lost) {
+        w->cache->lost = false;
         take_lost_back(s, w);
     }
     return rc;
@@ -146,6 +147,9 @@ static int one_step(struct kvt_synth *s, struct kvt_synth_step *w) {
         w->before[i] = w->cache->rows[i].count;
         kvt_synth_row_append(&w->cache->rows[i], w->append[i], &s->random);
         appended += w->append[i];
+        if (s->gpu != NULL) {
+            rc = kvt_synth_gpu_row(s->gpu, &w->cache->rows[i], (uint32_t)s->o->tokens_max);
+        }
     }
     if (rc == 0) {
         rc = kvt_synth_walk(s, w);
@@ -153,9 +157,34 @@ static int one_step(struct kvt_synth *s, struct kvt_synth_step *w) {
     if (rc == 0 && !w->aborted) {
         rc = kvt_step_end(w->step);
     }
+    if (rc == 0 && !w->aborted && s->gpu != NULL) {
+        rc = kvt_synth_gpu_mark(s->gpu);
+    }
     if (rc == 0 && !w->aborted) {
         t->tokens += appended;
         t->steps++;
+    }
+    return rc;
+}
+
+/* Waits for the GPU, and says what it found. What it found in steps that failed says nothing: their
+ * pieces were not filled. `lost`: they are known to be lost. */
+static int look_at_gpu(struct kvt_synth *s, struct kvt_synth_cache *c, bool lost) {
+    struct kvt_synth_gpu_found found;
+    int rc = kvt_synth_gpu_sync(s->gpu, &found);
+    if (rc != 0 || lost) {
+        return rc;
+    }
+    rc = kvt_cache_check(s->client, c->id);
+    if (rc == -KVT_EFAILED) {
+        c->lost = true;
+        return 0;
+    }
+    if (rc == 0 && found.wrong > 0) {
+        (void)fprintf(stderr, "kvtier-synth: wrong: cache %u, until step %" PRIu64 ": %s\n", c->id,
+                      s->steps_begun - 1, found.text);
+        s->totals.errors += found.wrong;
+        return KVT_SYNTH_FOUND_WRONG;
     }
     return rc;
 }
@@ -189,10 +218,20 @@ static int schedule(struct kvt_synth *s, struct kvt_synth_cache *c, uint32_t wan
     }
     if (w.aborted) {
         s->totals.aborts++;
+        /* Every other time in the middle of what is enqueued. */
+        if (s->gpu != NULL && kvt_synth_random_percent(&s->random, 50)) {
+            rc = look_at_gpu(s, c, false);
+        }
+    } else if (s->gpu != NULL && rc == 0) {
+        return look_at_gpu(s, c, false);
     }
     if (rc != 0 || w.aborted) {
         take_back(&w);
         int aborted = kvt_step_abort(w.step);
+        if (s->gpu != NULL) {
+            int drained = look_at_gpu(s, c, true);
+            rc = rc != 0 ? rc : drained;
+        }
         if (rc == 0 || rc == -KVT_EFAILED) {
             s->totals.failed_steps += rc != 0;
             rc = aborted;
@@ -248,13 +287,39 @@ static int generate(struct kvt_synth *s) {
     return 0;
 }
 
+/* --limit: the bus with the bytes of a step of the generation. */
+static int measure(struct kvt_synth *s, double *seconds) {
+    struct kvt_cache_stat stat;
+    if (s->gpu == NULL || !s->o->limit) {
+        return 0;
+    }
+    int rc = kvt_cache_settle(s->client, s->caches[0].id, -1);
+    if (rc == 0 && s->limit_bytes == 0) {
+        rc = kvt_cache_stat(s->client, s->caches[0].id, &stat);
+        s->limit_bytes = rc == 0 ? stat.need_to_device_bytes : 0;
+    }
+    if (rc == 0 && s->limit_bytes > 0) {
+        rc = kvt_synth_gpu_limit(s->gpu, s->limit_bytes, seconds);
+    }
+    return rc;
+}
+
 int kvt_synth_round(struct kvt_synth *s) {
     int rc = create(s);
     if (rc == 0) {
         rc = prompt(s);
     }
     if (rc == 0) {
+        rc = measure(s, &s->limit_before_s);
+    }
+    if (rc == 0 && s->gpu != NULL) {
+        rc = kvt_synth_gpu_time(s->gpu);
+    }
+    if (rc == 0) {
         rc = generate(s);
+    }
+    if (rc == 0) {
+        rc = measure(s, &s->limit_after_s);
     }
     while (rc == 0 && s->cache_count > 0) {
         rc = kvt_synth_close(s, s->cache_count - 1);

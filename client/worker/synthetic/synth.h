@@ -3,6 +3,7 @@
 #define KVT_SYNTH_SYNTH_H
 
 #include "client/kvtier.h"
+#include "client/worker/synthetic/gpu.h"
 #include "client/worker/synthetic/model.h"
 #include "client/worker/synthetic/options.h"
 
@@ -47,12 +48,16 @@ struct kvt_synth_totals {
 struct kvt_synth {
     const struct kvt_synth_options *o;
     struct kvt_client *client;
+    struct kvt_synth_gpu *gpu; /* NULL: the CPU looks at the bytes */
     struct kvt_layer_shape *layers;
     struct kvt_synth_random random;
     struct kvt_synth_cache caches[KVT_SYNTH_CACHES_MAX];
     uint32_t cache_count;
     struct kvt_synth_totals totals;
     uint64_t steps_begun; /* of this process, for --hold-step */
+    uint64_t limit_bytes; /* --limit: of a step, over the bus */
+    double limit_before_s;
+    double limit_after_s;
 };
 
 /* Everything that goes wrong comes back as 0, a negative KVT_E... code with the client's message, or

@@ -67,6 +67,11 @@ static int check_plane(struct walk *k, const struct kvt_piece *p, uint32_t row, 
     if (bytes == 0 || s->o->no_check) {
         return 0;
     }
+    if (s->gpu != NULL) {
+        s->totals.bytes_checked += (uint64_t)count * bytes;
+        return kvt_synth_gpu_check(s->gpu, &k->w->cache->rows[row], first, count, p->layer, plane,
+                                   bytes, found);
+    }
     int64_t at = kvt_synth_compare(&k->w->cache->rows[row], first, count, p->layer, plane, bytes,
                                    found, &expected);
     s->totals.bytes_checked += (uint64_t)count * bytes;
@@ -86,16 +91,24 @@ static int check_tokens(struct walk *k, const struct kvt_piece *p, uint32_t row,
     return rc != 0 ? rc : check_plane(k, p, row, first, count, KVT_SYNTH_V, v_plane);
 }
 
-static void write_tokens(struct walk *k, const struct kvt_piece *p, uint32_t row, uint32_t first,
-                         uint32_t count, uint8_t *k_plane, uint8_t *v_plane) {
+static int write_tokens(struct walk *k, const struct kvt_piece *p, uint32_t row, uint32_t first,
+                        uint32_t count, uint8_t *k_plane, uint8_t *v_plane) {
     const struct kvt_synth_row *r = &k->w->cache->rows[row];
     uint32_t k_bytes = token_bytes(k->s, p->layer, KVT_SYNTH_K);
     uint32_t v_bytes = token_bytes(k->s, p->layer, KVT_SYNTH_V);
+    k->s->totals.bytes_written += (uint64_t)count * (k_bytes + v_bytes);
+    if (k->s->gpu != NULL) {
+        int rc = kvt_synth_gpu_write(k->s->gpu, r, first, count, p->layer, KVT_SYNTH_K, k_bytes,
+                                     k_plane);
+        return rc != 0 ? rc
+                       : kvt_synth_gpu_write(k->s->gpu, r, first, count, p->layer, KVT_SYNTH_V,
+                                             v_bytes, v_plane);
+    }
     kvt_synth_bytes(r, first, count, p->layer, KVT_SYNTH_K, k_bytes, k_plane);
     if (v_bytes > 0) {
         kvt_synth_bytes(r, first, count, p->layer, KVT_SYNTH_V, v_bytes, v_plane);
     }
-    k->s->totals.bytes_written += (uint64_t)count * (k_bytes + v_bytes);
+    return 0;
 }
 
 /* ---- segment workers: runs -------------------------------------------------------------------- */
@@ -143,8 +156,7 @@ static int do_append(struct walk *k, const struct kvt_piece *p, const struct kvt
     if (p->reader != p->layer) {
         return check_tokens(k, p, row, first, r->append_count, (uint8_t *)r->k + k_skip, v_plane);
     }
-    write_tokens(k, p, row, first, r->append_count, (uint8_t *)r->k + k_skip, v_plane);
-    return 0;
+    return write_tokens(k, p, row, first, r->append_count, (uint8_t *)r->k + k_skip, v_plane);
 }
 
 static int do_runs(struct walk *k, const struct kvt_piece *p) {
@@ -215,8 +227,11 @@ static int do_planes(struct walk *k, const struct kvt_piece *p, bool again) {
             return rc;
         }
         if (!again && append > 0) {
-            write_tokens(k, p, row, before, append, k_plane + (uint64_t)before * k_bytes,
-                         v_plane != NULL ? v_plane + (uint64_t)before * v_bytes : NULL);
+            rc = write_tokens(k, p, row, before, append, k_plane + (uint64_t)before * k_bytes,
+                              v_plane != NULL ? v_plane + (uint64_t)before * v_bytes : NULL);
+        }
+        if (rc != 0) {
+            return rc;
         }
     }
     return 0;
@@ -291,7 +306,12 @@ static int one_piece(struct walk *k, const struct kvt_piece *p) {
         return rc;
     }
     hold(k);
-    if (s->o->compute_us > 0 && p->last != 0) {
+    if (s->o->compute_us > 0 && p->last != 0 && s->gpu != NULL) {
+        rc = kvt_synth_gpu_spin(s->gpu, (uint32_t)s->o->compute_us);
+        if (rc != 0) {
+            return rc;
+        }
+    } else if (s->o->compute_us > 0 && p->last != 0) {
         sleep_us(s->o->compute_us);
     }
     return s->o->dense ? dense_piece(k, p) : segment_piece(k, p);
