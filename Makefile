@@ -23,6 +23,7 @@ include mk/variants.mk
 include mk/build.mk
 include mk/tests.mk
 include mk/install.mk
+include mk/bundle.mk
 
 # ------------------------------------------------------------------ what people call
 
@@ -46,6 +47,7 @@ For users
   make test            set up, build, run every test that needs no GPU
   make                 build what is in build/bin and build/release/lib
   make install         PREFIX=/usr/local DESTDIR=
+  make bundle          build/bundle: runs on hosts without our packages, wherever it is moved
   make model           fetch the model that demo and tests use
   make clean           remove build/
 

@@ -24,6 +24,9 @@ install: all
 	$(INSTALL) -d $(addprefix $(DESTDIR),$(BINDIR) $(SBINDIR) $(LIBDIR)/pkgconfig $(INCLUDEDIR))
 	$(if $(DAEMON_PROGRAMS),$(INSTALL) -m 755 $(DAEMON_PROGRAMS) $(DESTDIR)$(SBINDIR))
 	$(if $(USER_PROGRAMS),$(INSTALL) -m 755 $(USER_PROGRAMS) $(DESTDIR)$(BINDIR))
+ifneq ($(CUDA_PLUGIN),)
+	$(INSTALL) -D -m 755 $(CUDA_PLUGIN) $(DESTDIR)$(LIBDIR)/kvtierd/$(notdir $(CUDA_PLUGIN))
+endif
 ifneq ($(PUBLIC_LIBS),)
 	$(INSTALL) -m 755 $(LIB)/$(SO_FILE) $(DESTDIR)$(LIBDIR)
 	ln -sfn $(SO_FILE) $(DESTDIR)$(LIBDIR)/$(SO_NAME)

@@ -42,6 +42,8 @@ ARROWS = {
     "client": [],
     # A worked example is a user's program: it sees the public header only, as <kvtier.h>.
     "examples": ["kvtier.h"],
+    # What only the bundle links.
+    "mk": [],
 }
 ANYTHING = ["tests/"]  # tests may include everything, and nothing includes tests
 
