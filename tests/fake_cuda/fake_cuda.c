@@ -210,6 +210,7 @@ struct range {
     int fd; /* of cuMemAlloc */
     bool pinned;
     bool imported;
+    bool charged; /* a VMM allocation of this process */
 };
 static struct range ranges[RANGES_MAX];
 static uint32_t ranges_top;
@@ -430,8 +431,9 @@ EXPORT CUresult cuMemGetAllocationGranularity(size_t *bytes, const CUmemAllocati
     return CUDA_SUCCESS;
 }
 
-/* A handle is an fd + 1. Memory is charged to who created it, as long as it maps it or has the
- * handle; enough for one exporter. */
+/* A handle is an fd + 1. Memory is charged to the process that created it, until it unmaps it. */
+static bool created[65536]; /* by fd */
+
 EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
                             const CUmemAllocationProp *prop, unsigned long long flags) {
     (void)flags;
@@ -446,13 +448,17 @@ EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
         uint8_t *base = map(fd, bytes);
         memset(base, 0xee, bytes);
         (void)munmap(base, bytes);
+        must(fd < 65536, "too many handles");
+        created[fd] = true;
         *handle = (CUmemGenericAllocationHandle)fd + 1;
     }
     return error;
 }
 
 EXPORT CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
-    must(handle > 0 && close((int)handle - 1) == 0, "cuMemRelease of no handle");
+    must(handle > 0 && handle <= 65536, "cuMemRelease of no handle");
+    created[handle - 1] = false; /* before the number is free for others */
+    must(close((int)handle - 1) == 0, "cuMemRelease of no handle");
     return CUDA_SUCCESS;
 }
 
@@ -502,7 +508,7 @@ EXPORT CUresult cuMemMap(CUdeviceptr address, size_t bytes, size_t offset,
     if (p == MAP_FAILED) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    add_locked((struct range){.base = p, .bytes = bytes, .fd = -1});
+    add_locked((struct range){.base = p, .bytes = bytes, .fd = -1, .charged = created[fd]});
     return CUDA_SUCCESS;
 }
 
@@ -522,8 +528,7 @@ EXPORT CUresult cuMemUnmap(CUdeviceptr address, size_t bytes) {
     }
     void *p = mmap(r.base, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
     must(p != MAP_FAILED, "cuMemUnmap");
-    uint64_t used = __atomic_load_n(&used_bytes, __ATOMIC_SEQ_CST);
-    (void)__atomic_sub_fetch(&used_bytes, bytes < used ? bytes : used, __ATOMIC_SEQ_CST);
+    (void)__atomic_sub_fetch(&used_bytes, r.charged ? bytes : 0, __ATOMIC_SEQ_CST);
     return CUDA_SUCCESS;
 }
 

@@ -1,11 +1,19 @@
+/* Devices of one daemon share the arena, and CUDA takes each range once a process (PORTABLE: for all
+ * contexts): so registrations are counted, by address, for all devices together. They cut ranges
+ * into the same pieces.
+ */
 #include "tiers/device/cuda/host_register.h"
 
 #include "proto/errors.h"
 #include "proto/limits.h"
+#include "tiers/engine/assert.h"
 #include "tiers/host/machine.h"
 #include "tiers/host/thread.h"
 
+#include <pthread.h>
+#include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 enum { THREADS_MAX = 4 };
 #define PIECE_BYTES_MIN (UINT64_C(64) << 20) /* less is not worth a thread */
@@ -20,8 +28,102 @@ struct piece {
     CUresult error;
 };
 
+/* ---- what is registered in this process ------------------------------------------------------- */
+
+struct registration {
+    uint8_t *address; /* NULL: a free entry */
+    uint32_t users;   /* devices */
+    bool busy;        /* somebody registers or unregisters it just now */
+};
+
+/* Held for a look at the table, never during a call into CUDA. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static struct registration *table;
+static uint32_t table_size;
+
+/* The entry of the address, once nobody is busy with it; NULL: there is none. Lock held. */
+static struct registration *find(const uint8_t *address) {
+    for (uint32_t i = 0; i < table_size; i++) {
+        if (table[i].address != address) {
+            continue;
+        }
+        if (!table[i].busy) {
+            return &table[i];
+        }
+        pthread_cond_wait(&changed, &lock);
+        i = UINT32_MAX; /* the table may be another one now: from the start */
+    }
+    return NULL;
+}
+
+/* Lock held. */
+static void add_busy(uint8_t *address) {
+    uint32_t i = 0;
+    while (i < table_size && table[i].address) {
+        i++;
+    }
+    if (i == table_size) {
+        uint32_t size = table_size ? 2 * table_size : 64;
+        table = realloc(table, size * sizeof(*table));
+        KVT_ASSERT(table != NULL);
+        for (uint32_t n = table_size; n < size; n++) {
+            table[n] = (struct registration){.address = NULL};
+        }
+        table_size = size;
+    }
+    table[i] = (struct registration){.address = address, .users = 1, .busy = true};
+}
+
+/* It is registered (or not any more). */
+static void settle(const uint8_t *address, bool registered) {
+    pthread_mutex_lock(&lock);
+    for (uint32_t i = 0; i < table_size; i++) {
+        if (table[i].address == address) {
+            table[i].busy = false;
+            table[i].address = registered ? table[i].address : NULL;
+        }
+    }
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&lock);
+}
+
+static CUresult range_share(const struct kvt_cuda_api *api, uint8_t *address, uint64_t bytes) {
+    pthread_mutex_lock(&lock);
+    struct registration *r = find(address);
+    if (r) {
+        r->users++;
+    } else {
+        add_busy(address);
+    }
+    pthread_mutex_unlock(&lock);
+    if (r) {
+        return CUDA_SUCCESS;
+    }
+    CUresult error = api->cuMemHostRegister(address, bytes, CU_MEMHOSTREGISTER_PORTABLE);
+    settle(address, error == CUDA_SUCCESS);
+    return error;
+}
+
+static CUresult range_unshare(const struct kvt_cuda_api *api, uint8_t *address) {
+    pthread_mutex_lock(&lock);
+    struct registration *r = find(address);
+    KVT_ASSERT(r != NULL);
+    bool last = --r->users == 0;
+    r->busy = last;
+    pthread_mutex_unlock(&lock);
+    if (!last) {
+        return CUDA_SUCCESS;
+    }
+    CUresult error = api->cuMemHostUnregister(address);
+    settle(address, false);
+    return error;
+}
+
+/* ---- pieces ------------------------------------------------------------------------------------ */
+
 static void register_piece(struct piece *p) {
-    p->error = p->api->cuMemHostRegister(p->address, p->bytes, CU_MEMHOSTREGISTER_PORTABLE);
+    p->error = range_share(p->api, p->address, p->bytes);
 }
 
 static void *run(void *argument) {
@@ -86,7 +188,7 @@ int kvt_host_register(const struct kvt_cuda_api *api, CUcontext context, struct 
                  kvt_size_text(bytes, size), kvt_cuda_error(api, pieces[i].error, reason));
         for (unsigned n = 0; n < count; n++) {
             if (pieces[n].error == CUDA_SUCCESS) {
-                (void)api->cuMemHostUnregister(pieces[n].address);
+                (void)range_unshare(api, pieces[n].address);
             }
         }
         return -KVT_ENOMEM;
@@ -122,7 +224,7 @@ int kvt_host_unregister(const struct kvt_cuda_api *api, struct kvt_host_map *map
     for (uint64_t at = 0; at < bytes; at += piece) {
         piece = whole_piece(map, offset + at, bytes - at);
         kvt_host_map_set(map, offset + at, piece, false);
-        CUresult error = api->cuMemHostUnregister(base + offset + at);
+        CUresult error = range_unshare(api, base + offset + at);
         if (error != CUDA_SUCCESS) {
             char reason[KVT_CUDA_TEXT_BYTES];
             snprintf(text, KVT_TEXT_BYTES, "device cuda: cuMemHostUnregister: %s",
@@ -137,7 +239,7 @@ void kvt_host_unregister_all(const struct kvt_cuda_api *api, struct kvt_host_map
                              uint8_t *base) {
     uint64_t offset = 0;
     while (kvt_host_map_next(map, &offset)) {
-        (void)api->cuMemHostUnregister(base + offset);
+        (void)range_unshare(api, base + offset);
         offset += KVT_CUDA_PAGE_BYTES;
     }
 }

@@ -1,0 +1,390 @@
+#!/usr/bin/env python3
+"""Everything about the cuda device that needs a GPU, in one go, with a table at the end.
+
+    make bundle, then on the GPU's machine:
+    KVT_BIN=build/bundle/bin tests/gpu/run.py [--fast] [--list] [CHECK]...
+
+Without CHECK all are run; --fast leaves out the long ones. Exit 0: all right, 1: something failed,
+77: there is no GPU. Nothing but Python and what the bundle holds is needed.
+
+--fake runs the same against tests/fake_cuda (no GPU, tiny shapes): that is how tests/process/test_cuda.py
+keeps this script right. Each check is a function check_<name>; its text says what it shows.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(ROOT, "tests", "support"))
+
+from kvtierd import BIN, Daemon, program, wait_until  # noqa: E402
+
+KINDS = ["fd", "ipc"]
+MODES = ["dynamic", "static", "offloaded", "offloaded-static"]
+LLAMA = ["--layers", 32, "--heads", 8, "--k-dim", 128, "--v-dim", 128, "--dtype", "bf16"]
+SMALL = ["--layers", 6, "--heads", 2, "--k-dim", 16, "--v-dim", 16, "--dtype", "f16"]
+TOKEN_BYTES = 32 * 2 * 8 * 128 * 2  # llama-3-8b: K and V of a token in all layers
+EDITS = ["--rows", 2, "--rows-max", 4, "--ragged", "--crop", 10, "--fork", 10, "--reorder", 20, "--repeat",
+         10, "--select", 10, "--reset", 3, "--abort", 15, "--ahead", 4]
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+class Context:
+    """What the checks share: real or fake, and the rows of the table."""
+
+    def __init__(self, fake=False, fast=False):
+        self.fake = fake
+        self.fast = fast
+        self.rows = []
+        self.environment = dict(os.environ)
+        if fake:
+            folder = os.path.join(os.path.dirname(BIN.rstrip("/")), "fake_cuda")
+            self.environment["LD_LIBRARY_PATH"] = folder
+            self.environment.setdefault("FAKE_CUDA_MEMORY", str(2 * GIB))
+
+    def row(self, what, result):
+        self.rows.append((what, result))
+        print(f"  {what}: {result}", flush=True)
+
+    def daemon(self, kind="fd", device=None, host=None, sets=None):
+        device = device or (96 * MIB if self.fake else 4 * GIB)
+        host = host or (256 * MIB if self.fake else 8 * GIB)
+        text = ("[daemon]\nidle_after = 300ms\n"
+                f"[host]\nbudget = {host // MIB}MiB\nchunk = {'1MiB' if self.fake else '64MiB'}\n"
+                f"[device gpu0]\ndriver = cuda\nbudget = {device // MIB}MiB\nextent_kind = {kind}\n")
+        return Daemon(config=text, sets=sets, environment=self.environment)
+
+    def start(self, daemon, *args, **environment):
+        return subprocess.Popen(
+            [program("kvtier-synth"), "--runtime-dir", daemon.runtime_dir, "--device-kind", "cuda",
+             *map(str, args)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, env={**self.environment, **environment})
+
+    def finish(self, worker, status=0, timeout_s=300):
+        try:
+            out, err = worker.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            out, err = worker.communicate()
+            raise AssertionError(f"still running: {' '.join(worker.args)}\n{out}{err}") from None
+        assert worker.returncode == status, \
+            f"exit {worker.returncode}: {' '.join(worker.args)}\n{out}{err}"
+        result = json.loads(out) if out else {}
+        result["stderr"] = err
+        return result
+
+    def synth(self, daemon, *args, timeout_s=300):
+        return self.finish(self.start(daemon, *args), timeout_s=timeout_s)
+
+
+def ctl(context, daemon, *args):
+    out = subprocess.run([program("kvtierctl"), "--runtime-dir", daemon.runtime_dir, "--json", *args],
+                         capture_output=True, text=True, check=True, env=context.environment)
+    return json.loads(out.stdout)
+
+
+def tiers(context, daemon):
+    return {tier["name"]: tier["used_bytes"] for tier in ctl(context, daemon, "status")["tiers"]}
+
+
+def expect_empty(context, daemon, timeout_s=10):
+    wait_until(lambda: not any(tiers(context, daemon).values()), "every budget is back to zero",
+               timeout_s)
+    status = ctl(context, daemon, "status")
+    assert status["workers"] == [] and status["caches"] == [], status
+
+
+def state_of(pid):
+    with open(f"/proc/{pid}/stat", encoding="ascii") as stream:
+        return stream.read().rsplit(")", 1)[1].split()[0]
+
+
+def gpu_used_bytes():
+    """What nvidia-smi says is in use on the first GPU; None: it says nothing."""
+    try:
+        out = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits",
+                              "-i", "0"], capture_output=True, text=True, check=True).stdout
+        return int(out.split()[0]) * MIB
+    except (OSError, ValueError, IndexError, subprocess.CalledProcessError):
+        return None
+
+
+# ---------------------------------------------------------------- the checks
+
+
+def check_share(context):
+    """Two processes share device memory, by file descriptor and by IPC handle; both worker kinds."""
+    for kind in KINDS:
+        checked = 0
+        with context.daemon(kind) as daemon:
+            workers = [context.start(daemon, *SMALL, "--mode", mode, "--prompt", 1500, "--tokens", 60,
+                                     "--ahead", 8, "--seed", n + 1, *dense)
+                       for n, (mode, dense) in enumerate(
+                           [("dynamic", []), ("offloaded", []), ("static", ["--dense"]),
+                            ("offloaded", ["--dense"])])]
+            for worker in workers:
+                checked += context.finish(worker)["bytes_checked"]
+            expect_empty(context, daemon)
+        context.row(f"sharing by {kind}, 4 workers", f"{checked / 1e6:.0f} MB checked, all right")
+
+
+def check_edits(context):
+    """Forks, crops, reorders, aborts at random: every byte, every mode, both kinds."""
+    for kind in KINDS:
+        with context.daemon(kind, device=48 * MIB) as daemon:
+            workers = [context.start(daemon, *SMALL, "--mode", mode, "--prompt", 900, "--tokens", 60,
+                                     "--rounds", 1 if context.fake else 5, "--seed", n + 10, *EDITS, *dense)
+                       for n, (mode, dense) in enumerate(
+                           [("dynamic", []), ("offloaded", []), ("dynamic", ["--dense"]),
+                            ("offloaded", ["--dense"])])]
+            results = [context.finish(worker) for worker in workers]
+            expect_empty(context, daemon)
+        context.row(f"edits and aborts at random, {kind}",
+                    f"{sum(r['edits'] for r in results)} edits, "
+                    f"{sum(r['aborts'] for r in results)} aborts, all right")
+
+
+def check_exact(context):
+    """8,192 tokens of llama-3-8b in all four modes, both worker kinds: every byte on the GPU."""
+    shape, prompt, chunk = (SMALL, 1000, 256) if context.fake else (LLAMA, 8192, 2048)
+    for mode in MODES:
+        for dense in [[], ["--dense"]]:
+            with context.daemon() as daemon:
+                r = context.synth(daemon, *shape, "--mode", mode, "--prompt", prompt, "--chunk", chunk,
+                                  "--tokens", 48, "--ahead", 16, *dense)
+                expect_empty(context, daemon)
+            context.row(f"exact: {prompt} tokens, {mode}, {r['worker']}",
+                        f"{r['bytes_checked'] / 1e9:.2f} GB checked, all right; "
+                        f"{r['step_us'] / 1e3:.2f} ms a step")
+
+
+def ratio(context, tokens, *more, device=None, sets=None, label=""):
+    shape = SMALL if context.fake else LLAMA
+    token_bytes = 768 if context.fake else TOKEN_BYTES
+    host = (int(tokens * token_bytes * 1.1) // (64 * MIB) + 4) * 64 * MIB
+    steps = 16 if context.fake else max(24, min(200, 2_000_000 // tokens))
+    chunk = 256 if context.fake else 4096
+    with context.daemon(device=device or (96 * MIB if context.fake else 2 * GIB), host=host,
+                        sets=sets) as daemon:
+        r = context.synth(daemon, *shape, "--mode", "offloaded", "--prompt", tokens, "--chunk", chunk,
+                          "--tokens", steps, "--ahead", 16, "--limit", *more, timeout_s=580)
+    context.row(f"decode step, {tokens} tokens, nothing resident{label}",
+                f"ratio {r.get('ratio', 0):.4f}: {r['step_us'] / 1e3:.2f} ms (p10 "
+                f"{r['step_us_p10'] / 1e3:.2f}, p90 {r['step_us_p90'] / 1e3:.2f}; {r['steps_timed']} steps), "
+                f"limit {r.get('limit_us_before', 0) / 1e3:.2f} and {r.get('limit_us_after', 0) / 1e3:.2f} ms, "
+                f"{r.get('limit_gb_s', 0):.1f} GB/s, {r.get('limit_bytes', 0) / 1e9:.2f} GB a step")
+    return r
+
+
+def check_ratio8k(context):
+    """A decode step of 8,192 tokens, all streamed, over the same bytes on the bus."""
+    ratio(context, 1024 if context.fake else 8192)
+
+
+def check_ratio32k(context):
+    """32,768 tokens."""
+    ratio(context, 2048 if context.fake else 32768)
+
+
+def check_ratio128k(context):
+    """131,072 tokens: 17 GB of KV in host memory."""
+    ratio(context, 2048 if context.fake else 131072)
+
+
+def check_ratio400k(context):
+    """400,000 tokens: 52 GB of KV in host memory. Long; only when named."""
+    ratio(context, 2048 if context.fake else 400000)
+
+
+def check_dense(context):
+    """A decode step of 32,768 tokens as a dense worker takes it: slots of a whole layer."""
+    ratio(context, 1024 if context.fake else 32768, "--dense", label=", dense")
+
+
+def check_kill(context):
+    """SIGKILL of a worker in mid-step, again and again; another's bytes stay right, nothing leaks."""
+    kills = 5 if context.fake else 20
+    before = gpu_used_bytes()
+    for kind in KINDS:
+        with context.daemon(kind) as daemon:
+            steady = context.start(daemon, *SMALL, "--mode", "offloaded", "--prompt", 900, "--tokens", 200,
+                                   "--ahead", 4, "--seconds", 2 if context.fake else 15, "--seed", 1)
+            for n in range(kills):
+                victim = context.start(daemon, *SMALL, "--mode", ["offloaded", "dynamic"][n % 2],
+                                       "--prompt", 900, "--tokens", 100000, "--ahead", 16,
+                                       "--seed", n + 2, "--compute-us", 200, "--progress")
+                for _ in range(6 + n % 4):
+                    victim.stderr.readline()  # it is in the middle of its prompt or beyond
+                victim.kill()
+                victim.communicate()
+            r = context.finish(steady)
+            expect_empty(context, daemon)
+            assert not daemon.has_line("error"), daemon.log()
+        context.row(f"worker SIGKILL in mid-step, {kind}",
+                    f"{kills} kills, the other one checked {r['bytes_checked'] / 1e6:.0f} MB, all right; "
+                    "budgets back to zero")
+    after = gpu_used_bytes()
+    if before is not None and after is not None and not context.fake:
+        context.row("GPU memory in use before and after the kills",
+                    f"{before // MIB} and {after // MIB} MiB")
+        assert after <= before + 64 * MIB, "GPU memory has leaked"
+
+
+def check_stop(context):
+    """A worker is stopped in mid-step; others attach, create, generate, close and free all the same."""
+    for kind in KINDS:
+        with context.daemon(kind, device=160 * MIB) as daemon:
+            stopped = context.start(daemon, *SMALL, "--mode", "offloaded", "--prompt", 900, "--tokens", 60,
+                                    "--hold-step", 20, "--seed", 1)
+            wait_until(lambda pid=stopped.pid: state_of(pid) == "T", "the worker has stopped itself", 30)
+            times = []
+            for n in range(3 if context.fake else 10):
+                start = time.monotonic()
+                context.synth(daemon, *SMALL, "--mode", MODES[n % 4], "--prompt", 600, "--tokens", 20,
+                              "--ahead", 4, "--seed", n + 2, timeout_s=60)
+                times.append(time.monotonic() - start)
+            held = tiers(context, daemon)["gpu0"]
+            assert held > 0, "the stopped worker's memory stays charged to it"
+            stopped.send_signal(signal.SIGCONT)
+            context.finish(stopped)
+            expect_empty(context, daemon)
+        context.row(f"a worker stopped in mid-step, {kind}",
+                    f"{len(times)} others came and went beside it, the slowest in {max(times):.2f} s; "
+                    "it went on and all was right")
+
+
+def check_reclaim(context):
+    """Workers whose resident caches do not fit together: memory is taken back and forth."""
+    for kind in KINDS:
+        with context.daemon(kind, device=24 * MIB) as daemon:
+            workers = [context.start(daemon, *SMALL, "--mode", "dynamic", "--prompt", 4000, "--tokens", 40,
+                                     "--rows", 4, "--rounds", 2, "--ahead", 4, "--seed", n + 1)
+                       for n in range(3)]
+            results = [context.finish(worker) for worker in workers]
+            expect_empty(context, daemon)
+        context.row(f"three caches in a budget for less, {kind}",
+                    f"{sum(r['migrated_bytes'] for r in results) / 1e6:.0f} MB migrated, "
+                    f"{sum(r['streamed_pieces'] for r in results)} pieces streamed, all right")
+
+
+def check_daemon_kill(context):
+    """The daemon is killed in mid-step: no worker waits for ever, and the next daemon starts."""
+    for kind in KINDS:
+        daemon = context.daemon(kind)
+        try:
+            worker = context.start(daemon, *SMALL, "--mode", "offloaded", "--prompt", 900, "--tokens", 1000000,
+                                   "--ahead", 16, "--progress")
+            for _ in range(8):
+                worker.stderr.readline()
+            daemon.kill()
+            start = time.monotonic()
+            r = context.finish(worker, status=3, timeout_s=20)
+            took = time.monotonic() - start
+            assert "KVT_EGONE" in r["result"], r
+            daemon.start()
+            context.synth(daemon, *SMALL, "--mode", "offloaded", "--prompt", 300, "--tokens", 10)
+        finally:
+            daemon.close()
+        context.row(f"daemon SIGKILL in mid-step, {kind}",
+                    f"the worker was told within {took:.2f} s; a new daemon served another")
+
+
+def check_two(context):
+    """Two and four workers at once: the sum of their bytes a second, and how even their shares are."""
+    shape, tokens, seconds = (SMALL, 600, 2) if context.fake else (LLAMA, 16384, 12)
+    rates = {}
+    for count in (1, 2, 4):
+        with context.daemon(device=2 * GIB if not context.fake else 160 * MIB,
+                            host=(12 * GIB if not context.fake else 256 * MIB)) as daemon:
+            workers = [context.start(daemon, *shape, "--mode", "offloaded", "--prompt", tokens, "--chunk",
+                                     4096, "--tokens", 1000000, "--ahead", 16, "--seed", n + 1, "--no-check")
+                       for n in range(count)]
+
+            def bytes_of():
+                return {w["pid"]: int(w["counters"]["to_device_bytes"])
+                        for w in ctl(context, daemon, "status")["workers"]}
+            time.sleep(1 if context.fake else 8)  # their prompts are over
+            begin, start = bytes_of(), time.monotonic()
+            time.sleep(seconds)
+            end, took = bytes_of(), time.monotonic() - start
+            shares = [(end[w.pid] - begin[w.pid]) / took for w in workers]
+            for worker in workers:
+                worker.kill()
+                worker.communicate()
+            expect_empty(context, daemon)
+        rates[count] = sum(shares)
+        spread = (max(shares) - min(shares)) / (sum(shares) / count) if sum(shares) else 0
+        context.row(f"{count} workers at once",
+                    f"{sum(shares) / 1e9:.2f} GB/s together, {sum(shares) / rates[1]:.3f} of one alone; "
+                    f"shares differ by {100 * spread:.1f}%")
+
+
+CHECKS = {name[len("check_"):]: f for name, f in list(globals().items()) if name.startswith("check_")}
+LONG = ["ratio128k", "two"]
+NAMED_ONLY = ["ratio400k"]
+
+
+def why_no_gpu(context):
+    """'' if there is a GPU to use, or the reason why not."""
+    worker = subprocess.run([program("kvtier-synth"), "--device-kind", "cuda", "--runtime-dir", "/nonexistent"],
+                            capture_output=True, text=True, env=context.environment, check=False)
+    return "" if "attach" in worker.stderr else worker.stderr.strip()
+
+
+def run(context, names):
+    """Runs the checks; returns the names of those that failed."""
+    failed = []
+    for name in names:
+        print(f"{name}: {CHECKS[name].__doc__}", flush=True)
+        start = time.monotonic()
+        try:
+            CHECKS[name](context)
+        except (AssertionError, OSError, KeyError, ValueError, subprocess.SubprocessError) as error:
+            failed.append(name)
+            context.row(f"{name} FAILED", str(error)[:3000])
+            if not isinstance(error, AssertionError):
+                traceback.print_exc()
+        print(f"  ({time.monotonic() - start:.1f} s)", flush=True)
+    return failed
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checks", nargs="*", metavar="CHECK")
+    parser.add_argument("--fast", action="store_true")
+    parser.add_argument("--fake", action="store_true")
+    parser.add_argument("--list", action="store_true")
+    options = parser.parse_args()
+    if options.list:
+        for name, check in CHECKS.items():
+            print(f"{name:14} {check.__doc__}")
+        return 0
+    unknown = [name for name in options.checks if name not in CHECKS]
+    if unknown:
+        parser.error(f"unknown: {' '.join(unknown)}; --list names the checks")
+    context = Context(options.fake, options.fast)
+    reason = why_no_gpu(context)
+    if reason:
+        print(f"SKIP gpu: {reason}")
+        return 77
+    skipped = NAMED_ONLY + (LONG if options.fast else [])
+    names = options.checks or [name for name in CHECKS if name not in skipped]
+    failed = run(context, names)
+    print("\nSUMMARY", "(fake GPU)" if options.fake else "")
+    for what, result in context.rows:
+        print(f"| {what} | {result} |")
+    print(f"{len(names) - len(failed)} of {len(names)} checks passed" +
+          (f"; FAILED: {' '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

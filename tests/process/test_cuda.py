@@ -1,0 +1,109 @@
+"""The cuda device, whole and in real processes, on a GPU that is played (tests/fake_cuda): the checks
+of tests/gpu/run.py, which on a real one are the GPU's tests, and what the fake can be told to do.
+
+test: timeout_s=600
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kvtierd import BIN, ROOT, Daemon, program, run_to_end
+
+sys.path.insert(0, os.path.join(ROOT, "tests", "gpu"))
+import run  # noqa: E402  (tests/gpu/run.py)
+
+FAKE = os.path.join(os.path.dirname(BIN.rstrip("/")), "fake_cuda", "libcuda.so.1")
+pytestmark = pytest.mark.skipif(not os.path.exists(FAKE), reason="built without CUDA: no nvcc here")
+
+# Timings mean nothing here.
+NAMES = [name for name in run.CHECKS if not name.startswith("ratio") and name not in ("two", "dense")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_check(name):
+    context = run.Context(fake=True)
+    run.CHECKS[name](context)
+    assert context.rows
+
+
+def test_limit_is_measured():
+    result = run.ratio(run.Context(fake=True), 600)
+    assert result["limit_bytes"] > 0
+    assert result["ratio"] > 0 and result["steps_timed"] == 16
+
+
+CONFIG = "[host]\nbudget = 64MiB\n[device gpu0]\ndriver = cuda\nbudget = 64MiB\n"
+
+
+def fake(**more):
+    return {**os.environ, "LD_LIBRARY_PATH": os.path.dirname(FAKE), **more}
+
+
+def test_without_a_driver():
+    """Daemon and worker say what is missing. (There is no libcuda on the machines that run this.)"""
+    probe = subprocess.run([program("kvtier-synth"), "--device-kind", "cuda"], capture_output=True,
+                           text=True, check=False)
+    if "libcuda.so.1" not in probe.stderr:
+        pytest.skip("this machine has a driver")
+    assert probe.returncode == 3 and "install the NVIDIA driver" in probe.stderr
+    status, log = run_to_end(config=CONFIG)
+    assert status == 1 and "install the NVIDIA driver" in log, log
+
+
+def test_a_driver_that_is_too_old():
+    status, log = run_to_end(config=CONFIG, environment=fake(FAKE_CUDA_NO_VALUES="1"))
+    assert status == 1 and "64-bit stream memory operations" in log, log
+
+
+def test_the_daemons_gpu_is_lost():
+    context = run.Context(fake=True)
+    context.environment["FAKE_CUDA_FAIL_AFTER"] = "300"
+    daemon = context.daemon()
+    del context.environment["FAKE_CUDA_FAIL_AFTER"]  # the worker's is well
+    try:
+        worker = context.start(daemon, *run.SMALL, "--mode", "offloaded", "--prompt", 2000, "--tokens", 100000)
+        result = context.finish(worker, status=3, timeout_s=60)
+        assert result["result"] in ("KVT_EGONE", "KVT_EDEVICE"), result
+        assert daemon.stop(check=False) == 4
+        assert "CUDA_ERROR_ILLEGAL_ADDRESS 700" in daemon.log(), daemon.log()
+    finally:
+        daemon.close(check=False)
+
+
+def test_the_workers_gpu_is_lost():
+    context = run.Context(fake=True)
+    with context.daemon() as daemon:
+        worker = context.start(daemon, *run.SMALL, "--mode", "offloaded", "--prompt", 2000, "--tokens", 100000,
+                               FAKE_CUDA_FAIL_AFTER="30")
+        result = context.finish(worker, status=3, timeout_s=60)
+        assert result["result"] == "KVT_EDEVICE", result
+        context.synth(daemon, *run.SMALL, "--mode", "offloaded", "--prompt", 300, "--tokens", 10)
+        run.expect_empty(context, daemon)
+
+
+def test_two_gpus():
+    """Each worker computes on the one that it names, and the daemon knows them by their UUIDs."""
+    context = run.Context(fake=True)
+    context.environment["FAKE_CUDA_GPUS"] = "2"
+    config = "[host]\nbudget = 128MiB\n" + "".join(
+        f"[device gpu{n}]\ndriver = cuda\nbudget = 64MiB\nuuid = {(0xa0 + n):02x}" +
+        f"{(0xa0 + n):02x}" * 15 + "\n" for n in (1, 0))
+    with Daemon(config=config, environment=context.environment) as daemon:
+        workers = [context.start(daemon, *run.SMALL, "--mode", "offloaded", "--prompt", 900, "--tokens", 400,
+                                 "--device", f"{0xa0 + n:02x}" * 16, "--seed", n + 1) for n in (0, 1)]
+        run.wait_until(lambda: {w["device"] for w in run.ctl(context, daemon, "status")["workers"]} ==
+                       {"gpu0", "gpu1"}, "one worker on each GPU")
+        for worker in workers:
+            context.finish(worker)
+        run.expect_empty(context, daemon)
+
+
+def test_a_gpu_that_the_daemon_does_not_have():
+    context = run.Context(fake=True)
+    context.environment["FAKE_CUDA_GPUS"] = "2"
+    with Daemon(config=CONFIG, environment=context.environment) as daemon:
+        worker = context.start(daemon, "--device", "a1" * 16)
+        assert "no device of this daemon has that identity" in context.finish(worker, status=3)["stderr"]
