@@ -56,6 +56,7 @@ For contributors
   make format          format what differs from .clang-format
   make test-asan       unit, process and simulation under ASan + UBSan
   make test-tsan       the same under TSan
+  make test-gpu        what needs a GPU; GPU_CHECKS='share exact' names some
   make test-kill       KILLS=200 workers killed at random moments on tiny budgets
   make sim SEED=n      replay one seed of the simulator (without SEED: fresh ones)
   make sim-rules       leave each rule of the engine out: after how many seeds is it noticed?

@@ -182,7 +182,9 @@ const struct kvt_option kvt_options[] = {
      .offset = AT_DEVICE(driver),
      .value = "cpu",
      .choices = "cpu|cuda",
-     .prose = "cpu: device memory is a memfd and copy threads stand for DMA; needs no hardware."},
+     .prose =
+         "cpu: device memory is a memfd and copy threads stand for DMA; needs no hardware. cuda: a "
+         "GPU, by the plug-in kvtier-cuda.so and an NVIDIA driver."},
     {.section = KVT_SECTION_DEVICE,
      .name = "uuid",
      .type = KVT_OPTION_UUID,

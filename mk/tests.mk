@@ -91,7 +91,7 @@ RUN := tests/support/run_tests.py --jobs $(JOBS) --sim-seconds $(SIM_SECONDS) --
 # Goals that set up and then build make again, with all cores unless a -j was given.
 PARALLEL = --no-print-directory $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 
-.PHONY: setup test test-build test-unit test-process test-python test-kill test-asan test-tsan sim sim-build sim-rules fuzz fuzz-build
+.PHONY: setup test test-build test-gpu test-unit test-process test-python test-kill test-asan test-tsan sim sim-build sim-rules fuzz fuzz-build
 .PHONY: lint format model demo bench venv-llama
 
 # The peer of `make bench llama`: compiles for about eight minutes.
@@ -124,6 +124,10 @@ test-process: test-build
 	@$(RUN) --variant $(VARIANT) process
 test-python: test-build
 	@$(RUN) --variant $(VARIANT) python
+
+# What needs a GPU: make test-gpu GPU_CHECKS='share exact'; tests/gpu/run.py --list names them.
+test-gpu: all
+	@tests/gpu/run.py $(GPU_CHECKS)
 
 # Workers on tiny budgets, one of them killed at a random moment so many times: synthetic ones, kvtier-run
 # with a tiny model, and 5 times with the real one: make test-kill KILLS=1000

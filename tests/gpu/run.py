@@ -275,8 +275,25 @@ def check_reclaim(context):
                     f"{sum(r['streamed_pieces'] for r in results)} pieces streamed, all right")
 
 
+def orphans(context, kind):
+    """A stopped worker still maps the memory of a daemon that was killed: the next one works beside it."""
+    daemon = context.daemon(kind)
+    try:
+        orphan = context.start(daemon, *SMALL, "--mode", "dynamic", "--prompt", 900, "--tokens", 60,
+                               "--hold-step", 6)
+        wait_until(lambda: state_of(orphan.pid) == "T", "the worker has stopped itself", 30)
+        daemon.kill()
+        daemon.start()
+        context.synth(daemon, *SMALL, "--mode", "dynamic", "--prompt", 900, "--tokens", 20)
+        orphan.send_signal(signal.SIGCONT)
+        assert "KVT_EGONE" in context.finish(orphan, status=3, timeout_s=30)["result"]
+        expect_empty(context, daemon)
+    finally:
+        daemon.close()
+
+
 def check_daemon_kill(context):
-    """The daemon is killed in mid-step: no worker waits for ever, and the next daemon starts."""
+    """The daemon is killed in mid-step: no worker waits for ever; the next one works beside orphans."""
     for kind in KINDS:
         daemon = context.daemon(kind)
         try:
@@ -293,6 +310,7 @@ def check_daemon_kill(context):
             context.synth(daemon, *SMALL, "--mode", "offloaded", "--prompt", 300, "--tokens", 10)
         finally:
             daemon.close()
+        orphans(context, kind)
         context.row(f"daemon SIGKILL in mid-step, {kind}",
                     f"the worker was told within {took:.2f} s; a new daemon served another")
 
