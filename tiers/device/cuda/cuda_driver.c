@@ -459,8 +459,8 @@ static int cuda_copy(struct kvt_driver *d, uint32_t stream, const struct kvt_cop
     if (error != CUDA_SUCCESS) {
         return lost(d, "a copy was refused", error);
     }
-    error = kvt_cuda_stream_mark(&d->streams[stream], tag);
-    return error == CUDA_SUCCESS ? 0 : lost(d, "cuStreamWriteValue64", error);
+    kvt_cuda_stream_mark(&d->streams[stream], tag);
+    return 0;
 }
 
 static int cuda_post(struct kvt_driver *d, uint32_t stream, uint32_t session, uint32_t slot,
@@ -502,8 +502,15 @@ static int look_after(struct kvt_driver *d) {
 }
 
 static int cuda_poll(struct kvt_driver *d, uint32_t *tags, bool *ok, uint32_t max) {
-    uint32_t count = kvt_pool_collect(d->pool, tags, max);
     bool busy = false;
+    enter(d);
+    for (int i = 0; i < STREAMS; i++) {
+        CUresult error = kvt_cuda_stream_flush(&d->streams[i]);
+        if (error != CUDA_SUCCESS) {
+            return lost(d, "cuStreamWriteValue64", error);
+        }
+    }
+    uint32_t count = kvt_pool_collect(d->pool, tags, max);
     for (int i = 0; i < STREAMS; i++) {
         count += kvt_cuda_stream_take(&d->streams[i], tags + count, max - count);
         busy |= kvt_cuda_stream_busy(&d->streams[i]);

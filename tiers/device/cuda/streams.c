@@ -50,8 +50,16 @@ static uint64_t number_of(struct kvt_cuda_stream *s, uint32_t tag) {
     return number;
 }
 
-CUresult kvt_cuda_stream_mark(struct kvt_cuda_stream *s, uint32_t tag) {
-    return s->api->cuStreamWriteValue64(s->stream, s->word_gpu, number_of(s, tag),
+void kvt_cuda_stream_mark(struct kvt_cuda_stream *s, uint32_t tag) {
+    (void)number_of(s, tag);
+}
+
+CUresult kvt_cuda_stream_flush(struct kvt_cuda_stream *s) {
+    if (s->written == s->submitted) {
+        return CUDA_SUCCESS;
+    }
+    s->written = s->submitted;
+    return s->api->cuStreamWriteValue64(s->stream, s->word_gpu, s->written,
                                         CU_STREAM_WRITE_VALUE_DEFAULT);
 }
 
@@ -65,7 +73,8 @@ CUresult kvt_cuda_stream_post(struct kvt_cuda_stream *s, CUdeviceptr address, ui
     ops[0].writeValue.flags = CU_STREAM_WRITE_VALUE_DEFAULT;
     ops[1] = ops[0];
     ops[1].writeValue.address = s->word_gpu;
-    ops[1].writeValue.value64 = number_of(s, tag);
+    s->written = number_of(s, tag);
+    ops[1].writeValue.value64 = s->written;
     return s->api->cuStreamBatchMemOp(s->stream, 2, ops, 0);
 }
 

@@ -1,8 +1,9 @@
 /* A CUDA stream of copies and posts, and how it is known what has come back.
  *
- * Behind each thing that is submitted the stream itself writes a growing number into a word of pinned
- * memory. So looking for completions is a load: no call that could stall behind another thread's
- * call into the driver, no event to create or query.
+ * Behind what is submitted the stream itself writes a growing number into a word of pinned memory. So
+ * looking for completions is a load: no call that could stall behind another thread's call into the
+ * driver, no event to create or query. What is submitted in one go shares a number's write, and a
+ * fill's last copy that of the post behind it: each write costs the copy engine a pause.
  *
  * Thread: all calls from one, with the context current, except create and free.
  */
@@ -20,6 +21,7 @@ struct kvt_cuda_stream {
     uint64_t *word;                     /* pinned, written by the GPU */
     CUdeviceptr word_gpu;               /* the same, as the GPU sees it */
     uint64_t submitted;                 /* numbers handed out */
+    uint64_t written;                   /* of these, covered by a write that is enqueued */
     uint64_t completed;                 /* and taken back */
     uint32_t tags[KVT_DRIVER_TAGS_MAX]; /* by number modulo size */
 };
@@ -30,8 +32,10 @@ CUresult kvt_cuda_stream_create(const struct kvt_cuda_api *api, struct kvt_cuda_
 /* Waits for what is under way. A stream that was never created is left alone. */
 void kvt_cuda_stream_free(struct kvt_cuda_stream *s);
 
-/* What was submitted to s->stream since the last call is complete when `tag` comes back. */
-CUresult kvt_cuda_stream_mark(struct kvt_cuda_stream *s, uint32_t tag);
+/* What was submitted to s->stream before is complete when `tag` comes back; not before a flush. */
+void kvt_cuda_stream_mark(struct kvt_cuda_stream *s, uint32_t tag);
+/* Enqueues the write for what was marked and has none yet. */
+CUresult kvt_cuda_stream_flush(struct kvt_cuda_stream *s);
 /* Writes `value` to an address as the GPU sees it, behind everything before; `tag` comes back then. */
 CUresult kvt_cuda_stream_post(struct kvt_cuda_stream *s, CUdeviceptr address, uint64_t value,
                               uint32_t tag);
