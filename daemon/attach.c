@@ -59,7 +59,7 @@ static int welcome(struct kvt_session *s, const int *fds, int count) {
         .head = kvt_attach_head_make(KVT_ATTACH_WELCOME, sizeof(w)),
         .protocol_major = KVT_PROTOCOL_MAJOR,
         .protocol_minor = KVT_PROTOCOL_MINOR,
-        .features = KVT_FEATURES_NONE,
+        .features = s->features,
         .boot_epoch = d->boot_epoch,
         .session = s->id,
         .block_tokens = d->config.block_tokens,
@@ -105,7 +105,16 @@ static int check_device(struct kvt_daemon *d, const struct kvt_attach_hello *h,
                         "lists them");
         return -KVT_ENOENT;
     }
-    uint32_t kind = kvt_device_info(d->tiers.devices[device].device)->extent_kind;
+    const struct kvt_driver_info *info = kvt_device_info(d->tiers.devices[device].device);
+    if ((h->features & info->features) != info->features) {
+        kvt_refuse_make(
+            no, KVT_ENOTSUP,
+            "attach: device %s is a %s device, and this worker does not compute on one; "
+            "name the stream (device_kind), or another device by its UUID",
+            d->config.devices[device].name, info->name);
+        return -KVT_ENOTSUP;
+    }
+    uint32_t kind = info->extent_kind;
     if (h->extent_kind != 0 && h->extent_kind != kind) {
         kvt_refuse_make(no, KVT_ENOTSUP,
                         "attach: extents of kind %u are wanted, the device %s shares kind %u; see "
@@ -162,6 +171,9 @@ static int admit(struct kvt_attach *a, int fd, const struct kvt_attach_hello *h,
     s->peer = *peer;
     s->worker_kind = h->worker_kind;
     s->device = (uint32_t)device;
+    if (h->role == KVT_ROLE_WORKER) {
+        s->features = h->features & kvt_device_info(d->tiers.devices[device].device)->features;
+    }
     memcpy(s->name, h->name, sizeof(s->name));
     s->socket_fd = fd;
     int rc = kvt_session_watch(s);

@@ -50,6 +50,7 @@ struct kvt_session {
     uint32_t uses; /* of the slot: the number is made from it */
     uint32_t id;   /* the number on the wire */
     uint32_t role;
+    uint64_t features; /* that both sides named */
     uint32_t worker_kind;
     uint32_t device;
     int engine; /* index there; -1: none */

@@ -47,8 +47,11 @@ enum kvt_extent_kind {
     KVT_EXTENT_IPC = 2, /* CUDA IPC memory handle in `handle` */
 };
 
-/* Feature bits: a session has those that both sides name. None is defined in version 1.0. */
+/* Feature bits: a session has those that both sides name. */
 #define KVT_FEATURES_NONE UINT64_C(0)
+/* Extents are GPU memory, and the worker can import it and wait on its GPU. A cuda device refuses
+ * workers that do not name it. */
+#define KVT_FEATURE_CUDA UINT64_C(1)
 
 struct kvt_attach_head {
     uint32_t magic;

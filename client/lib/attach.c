@@ -85,7 +85,7 @@ static int say_hello(struct kvt_client *c, const struct kvt_client_options *o) {
         .head = {.magic = KVT_ATTACH_MAGIC, .type = KVT_ATTACH_HELLO, .bytes = sizeof h},
         .protocol_major = KVT_PROTOCOL_MAJOR,
         .protocol_minor = KVT_PROTOCOL_MINOR,
-        .features = KVT_FEATURES_NONE,
+        .features = o->role == KVT_ROLE_WORKER ? c->device->features : KVT_FEATURES_NONE,
         .role = o->role,
         .worker_kind = o->role == KVT_ROLE_WORKER ? (uint32_t)o->worker : 0,
         .extent_kind = o->role == KVT_ROLE_WORKER ? c->device->extent_kind : 0,

@@ -31,6 +31,7 @@ struct kvt_client_gpu; /* the device's own state; NULL for the cpu */
 struct kvt_client_device_ops {
     const char *name;
     uint32_t extent_kind; /* what HELLO asks for; 0: what the daemon has */
+    uint64_t features;    /* KVT_FEATURE_... that HELLO names */
     /* `stream` is the worker's, borrowed until close. `uuid` comes with the identity that the worker
      * asked for (all zero: none) and goes with the one to ask for. What failed goes to
      * text[KVT_TEXT_BYTES]. */

@@ -100,6 +100,7 @@ static const char *cpu_why(const struct kvt_client_gpu *g) {
 const struct kvt_client_device_ops kvt_client_device_cpu = {
     .name = "cpu",
     .extent_kind = KVT_EXTENT_FD,
+    .features = KVT_FEATURES_NONE,
     .open = cpu_open,
     .page = cpu_page,
     .close = cpu_close,

@@ -319,6 +319,7 @@ static void cuda_close(struct kvt_client_gpu *g) {
 const struct kvt_client_device_ops kvt_client_device_cuda = {
     .name = "cuda",
     .extent_kind = 0, /* both */
+    .features = KVT_FEATURE_CUDA,
     .open = cuda_open,
     .close = cuda_close,
 #if KVT_WITH_CUDA

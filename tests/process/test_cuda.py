@@ -101,6 +101,15 @@ def test_two_gpus():
         run.expect_empty(context, daemon)
 
 
+def test_a_worker_without_a_gpu():
+    """It is told at once, and not when it maps the first extent."""
+    with Daemon(config=CONFIG, environment=fake()) as daemon:
+        worker = subprocess.run([program("kvtier-synth"), "--runtime-dir", daemon.runtime_dir], text=True,
+                                capture_output=True, check=False)
+        assert worker.returncode == 3
+        assert "device gpu0 is a cuda device" in worker.stderr, worker.stderr
+
+
 def test_a_gpu_that_the_daemon_does_not_have():
     context = run.Context(fake=True)
     context.environment["FAKE_CUDA_GPUS"] = "2"

@@ -40,8 +40,9 @@ struct kvt_driver_info {
     uint64_t granule_bytes;
     uint64_t free_bytes; /* now, by the device's own account */
     uint32_t extent_kind;
-    bool post_behind; /* see issuer.h */
-    bool can_sleep;   /* `wait` may sleep on counters; otherwise the copy thread polls */
+    uint64_t features; /* KVT_FEATURE_... that a worker must name to use its extents */
+    bool post_behind;  /* see issuer.h */
+    bool can_sleep;    /* `wait` may sleep on counters; otherwise the copy thread polls */
 };
 
 /* How another process gets an extent: an fd (owned by the receiver), or a handle. */

@@ -230,6 +230,7 @@ static int describe(const struct kvt_driver *d, uint32_t kind, uint64_t granule_
                                      .granule_bytes = granule_bytes,
                                      .free_bytes = free_bytes,
                                      .extent_kind = kind,
+                                     .features = KVT_FEATURE_CUDA,
                                      .post_behind = true,
                                      .can_sleep = false};
     memcpy(info->uuid, uuid.bytes, sizeof(info->uuid));
