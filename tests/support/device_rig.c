@@ -195,5 +195,6 @@ struct kvt_program *kvt_rig_stream_program(const struct kvt_rig_stream *s) {
     struct kvt_op *op =
         kvt_rig_op(p, KVT_OP_STEP, 2 * s->pieces + 1, 0, kvt_on_host(0), kvt_on_host(0), 0);
     op->step_wait = 1;
+    kvt_rig_dep(p, 2 * s->pieces); /* the last write-back, as the engine would */
     return p;
 }

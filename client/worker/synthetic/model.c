@@ -37,6 +37,7 @@ static void *must(void *p) {
 
 void kvt_synth_cache_init(struct kvt_synth_cache *c, uint32_t id, uint32_t rows) {
     c->id = id;
+    c->lost = false;
     c->row_count = rows;
     c->rows = must(calloc(rows, sizeof *c->rows));
 }
@@ -70,6 +71,7 @@ static void row_copy(struct kvt_synth_row *to, const struct kvt_synth_row *from)
 void kvt_synth_cache_copy(struct kvt_synth_cache *to, const struct kvt_synth_cache *from,
                           uint32_t id) {
     kvt_synth_cache_init(to, id, from->row_count);
+    to->lost = from->lost;
     for (uint32_t i = 0; i < from->row_count; i++) {
         row_copy(&to->rows[i], &from->rows[i]);
     }
@@ -86,6 +88,7 @@ uint32_t kvt_synth_cache_longest(const struct kvt_synth_cache *c) {
 void kvt_synth_cache_take_rows(struct kvt_synth_cache *c, const uint32_t *rows, uint32_t count) {
     struct kvt_synth_cache after;
     kvt_synth_cache_init(&after, c->id, count);
+    after.lost = c->lost;
     for (uint32_t i = 0; i < count; i++) {
         row_copy(&after.rows[i], &c->rows[rows[i]]);
     }

@@ -13,6 +13,9 @@
  * A post stores `value` only and does not touch the counter's wake word: the worker's GPU waits for
  * `ready` by polling (proto/control_page.h), and so must a CPU that wants to.
  *
+ * One copy is one cuMemcpy: the engine has joined neighbouring blocks before, into runs of MiB, which
+ * neither 2-D nor batched copies would make faster.
+ *
  * Copies inside the host arena (tails that are copied on write) are made by a thread: CUDA would do
  * them in the calling one. Their order is that of the issuer's gates, so they need no stream.
  *
