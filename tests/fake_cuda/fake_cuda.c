@@ -432,7 +432,7 @@ EXPORT CUresult cuMemGetAllocationGranularity(size_t *bytes, const CUmemAllocati
 }
 
 /* A handle is an fd + 1. Memory is charged to the process that created it, until it unmaps it. */
-static bool created[65536]; /* by fd */
+static bool created[65536]; /* by fd; atomic */
 
 EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
                             const CUmemAllocationProp *prop, unsigned long long flags) {
@@ -449,7 +449,7 @@ EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
         memset(base, 0xee, bytes);
         (void)munmap(base, bytes);
         must(fd < 65536, "too many handles");
-        created[fd] = true;
+        __atomic_store_n(&created[fd], true, __ATOMIC_SEQ_CST);
         *handle = (CUmemGenericAllocationHandle)fd + 1;
     }
     return error;
@@ -457,7 +457,8 @@ EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
 
 EXPORT CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
     must(handle > 0 && handle <= 65536, "cuMemRelease of no handle");
-    created[handle - 1] = false; /* before the number is free for others */
+    /* Before the number is free for others. */
+    __atomic_store_n(&created[handle - 1], false, __ATOMIC_SEQ_CST);
     must(close((int)handle - 1) == 0, "cuMemRelease of no handle");
     return CUDA_SUCCESS;
 }
@@ -508,7 +509,10 @@ EXPORT CUresult cuMemMap(CUdeviceptr address, size_t bytes, size_t offset,
     if (p == MAP_FAILED) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    add_locked((struct range){.base = p, .bytes = bytes, .fd = -1, .charged = created[fd]});
+    add_locked((struct range){.base = p,
+                              .bytes = bytes,
+                              .fd = -1,
+                              .charged = __atomic_load_n(&created[fd], __ATOMIC_SEQ_CST)});
     return CUDA_SUCCESS;
 }
 
