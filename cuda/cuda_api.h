@@ -16,7 +16,6 @@
 
 #define KVT_CUDA_FUNCTIONS(X)         \
     X(cuInit)                         \
-    X(cuDriverGetVersion)             \
     X(cuGetErrorName)                 \
     X(cuGetErrorString)               \
     X(cuDeviceGetCount)               \
@@ -69,7 +68,6 @@
     X(cuEventCreate)                  \
     X(cuEventDestroy)                 \
     X(cuEventRecord)                  \
-    X(cuEventSynchronize)             \
     X(cuEventElapsedTime)             \
     X(cuModuleLoadData)               \
     X(cuModuleUnload)                 \

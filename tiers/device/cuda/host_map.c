@@ -55,21 +55,13 @@ bool kvt_host_map_fits(const struct kvt_host_map *m, uint64_t offset, uint64_t b
            offset <= m->bytes && bytes <= m->bytes - offset;
 }
 
-static bool same(const struct kvt_host_map *m, uint64_t offset, uint64_t bytes, bool there) {
+bool kvt_host_map_none(const struct kvt_host_map *m, uint64_t offset, uint64_t bytes) {
     for (uint64_t at = 0; at < bytes; at += KVT_CUDA_PAGE_BYTES) {
-        if (test(m->there, (offset + at) / KVT_CUDA_PAGE_BYTES) != there) {
+        if (test(m->there, (offset + at) / KVT_CUDA_PAGE_BYTES)) {
             return false;
         }
     }
     return true;
-}
-
-bool kvt_host_map_none(const struct kvt_host_map *m, uint64_t offset, uint64_t bytes) {
-    return same(m, offset, bytes, false);
-}
-
-bool kvt_host_map_all(const struct kvt_host_map *m, uint64_t offset, uint64_t bytes) {
-    return same(m, offset, bytes, true);
 }
 
 void kvt_host_map_set(struct kvt_host_map *m, uint64_t offset, uint64_t bytes, bool there) {

@@ -21,9 +21,8 @@ void kvt_host_map_free(struct kvt_host_map *m);
 
 /* Whether the range is made of whole pages of the arena. */
 bool kvt_host_map_fits(const struct kvt_host_map *m, uint64_t offset, uint64_t bytes);
-/* Whether no page (every page) of a range that fits is there. */
+/* Whether no page of a range that fits is there. */
 bool kvt_host_map_none(const struct kvt_host_map *m, uint64_t offset, uint64_t bytes);
-bool kvt_host_map_all(const struct kvt_host_map *m, uint64_t offset, uint64_t bytes);
 
 /* One registration came or went. */
 void kvt_host_map_set(struct kvt_host_map *m, uint64_t offset, uint64_t bytes, bool there);
