@@ -287,21 +287,32 @@ static int generate(struct kvt_synth *s) {
     return 0;
 }
 
-/* --limit: the bus with the bytes of a step of the generation. */
+/* --limit: the bus with the bytes of the last step, which is one of the generation. */
 static int measure(struct kvt_synth *s, double *seconds) {
     struct kvt_cache_stat stat;
     if (s->gpu == NULL || !s->o->limit) {
         return 0;
     }
     int rc = kvt_cache_settle(s->client, s->caches[0].id, -1);
-    if (rc == 0 && s->limit_bytes == 0) {
+    if (rc == 0) {
         rc = kvt_cache_stat(s->client, s->caches[0].id, &stat);
-        s->limit_bytes = rc == 0 ? stat.need_to_device_bytes : 0;
     }
-    if (rc == 0 && s->limit_bytes > 0) {
-        rc = kvt_synth_gpu_limit(s->gpu, s->limit_bytes, seconds);
+    if (rc != 0 || stat.need_to_device_bytes == 0) {
+        return rc;
     }
-    return rc;
+    uint64_t need = stat.need_to_device_bytes;
+    s->limit_bytes = s->limit_bytes == 0 ? need : (s->limit_bytes + need) / 2;
+    return kvt_synth_gpu_limit(s->gpu, need, seconds);
+}
+
+/* Before the generation: its first step, so that there is one to take the bytes of. */
+static int measure_first(struct kvt_synth *s) {
+    uint32_t done;
+    if (s->gpu == NULL || !s->o->limit) {
+        return 0;
+    }
+    int rc = schedule(s, &s->caches[0], (uint32_t)s->o->append, 1, &done);
+    return rc == 0 ? measure(s, &s->limit_before_s) : rc;
 }
 
 int kvt_synth_round(struct kvt_synth *s) {
@@ -310,7 +321,7 @@ int kvt_synth_round(struct kvt_synth *s) {
         rc = prompt(s);
     }
     if (rc == 0) {
-        rc = measure(s, &s->limit_before_s);
+        rc = measure_first(s);
     }
     if (rc == 0 && s->gpu != NULL) {
         rc = kvt_synth_gpu_time(s->gpu);
