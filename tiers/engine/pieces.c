@@ -211,19 +211,40 @@ static struct kvt_sched_run *run_add(struct pieces *p, struct kvt_sched_piece *p
     return run;
 }
 
+static uint32_t run_room(uint32_t tokens) {
+    return (tokens + RUN_ALIGN_TOKENS - 1) / RUN_ALIGN_TOKENS * RUN_ALIGN_TOKENS;
+}
+
+/* Tokens of each piece of a streamed layer: as few pieces as its slot allows, and these of one size:
+ * a short last one would take a slot, and bring little while the link waits for the others. */
+static uint32_t piece_tokens_even(const struct walk *w, const struct segment *segments,
+                                  uint32_t count) {
+    uint32_t block_tokens = w->e->config.block_tokens;
+    uint32_t most = w->c->family->piece_tokens / block_tokens;
+    uint64_t tokens = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        tokens += run_room(segments[i].read + segments[i].append);
+    }
+    uint64_t blocks = (tokens + block_tokens - 1) / block_tokens;
+    uint64_t pieces = (blocks + most - 1) / most;
+    return pieces < 2 ? w->c->family->piece_tokens
+                      : (uint32_t)((blocks + pieces - 1) / pieces) * block_tokens;
+}
+
 static int list_streamed(struct walk *w, const struct segment *segments, uint32_t count,
                          uint32_t layer, uint32_t reader) {
     const struct family *f = w->c->family;
     const struct layer_bytes *bytes = &f->bytes[layer];
     uint32_t block_tokens = w->e->config.block_tokens;
+    uint32_t piece_tokens = piece_tokens_even(w, segments, count);
     struct kvt_sched_piece *piece = NULL;
-    uint32_t used = f->piece_tokens;
+    uint32_t used = piece_tokens;
     for (uint32_t i = 0; i < count; i++) {
         uint32_t begin = segments[i].token_begin;
         uint32_t read = segments[i].read;
         uint32_t append = segments[i].append;
         while (read + append > 0) {
-            uint32_t room = used < f->piece_tokens ? f->piece_tokens - used : 0;
+            uint32_t room = used < piece_tokens ? piece_tokens - used : 0;
             uint32_t portion = read + append;
             if (portion > room) {
                 portion = room / block_tokens * block_tokens;
@@ -248,7 +269,7 @@ static int list_streamed(struct walk *w, const struct segment *segments, uint32_
             begin += portion;
             read -= reads;
             append -= portion - reads;
-            used += (portion + RUN_ALIGN_TOKENS - 1) / RUN_ALIGN_TOKENS * RUN_ALIGN_TOKENS;
+            used += run_room(portion);
         }
     }
     return 0;
