@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GROUP_BLOCKS_MAX    16u
+#define GROUP_BLOCKS_MAX    32u
 #define ENTRIES_PER_BLOCK   8u         /* of row tables, in the daemon */
 #define SESSION_ENTRIES_MAX (2u << 20) /* 512 Mi tokens of rows, with blocks of 256 */
 
@@ -218,16 +218,24 @@ static struct block *group_take(struct group *g) {
     return b;
 }
 
-/* How many blocks a row that took so many for itself gets at once: a quarter more, a power of two. */
-static uint32_t group_blocks(uint32_t blocks) {
-    uint32_t n = 1;
-    while (n * 2 <= blocks / 4 && n < GROUP_BLOCKS_MAX) {
-        n *= 2;
-    }
-    return n;
+/* The row takes no more blocks from its group. */
+static void row_close_group(struct kvt_engine *e, struct row *r) {
+    struct group *g = r->open;
+    r->open = NULL;
+    g->open = false;
+    group_settle(e, g);
 }
 
-int block_alloc(struct kvt_engine *e, struct cache *c, struct row *r, struct block **out) {
+/* How many blocks a row gets at once: what it needs now, and otherwise a quarter of what it took for
+ * itself before. They lie next to each other, so that a prompt's blocks cross the link in long copies. */
+static uint32_t group_blocks(uint32_t taken, uint32_t needed) {
+    uint32_t n = taken / 4 > needed ? taken / 4 : needed;
+    return n < 1 ? 1 : n < GROUP_BLOCKS_MAX ? n : GROUP_BLOCKS_MAX;
+}
+
+/* `needed`: blocks that the row needs now, this one included. */
+int block_alloc(struct kvt_engine *e, struct cache *c, struct row *r, uint32_t needed,
+                struct block **out) {
     struct family *f = c->family;
     if (f->is_static && f->spare_count > 0) {
         *out = f->spare[--f->spare_count];
@@ -235,13 +243,10 @@ int block_alloc(struct kvt_engine *e, struct cache *c, struct row *r, struct blo
         return KVT_READY;
     }
     if (r->open != NULL && r->open->taken == r->open->block_count) {
-        r->open->open = false;
-        struct group *closed = r->open;
-        r->open = NULL;
-        group_settle(e, closed);
+        row_close_group(e, r);
     }
     if (r->open == NULL) {
-        uint32_t blocks = group_blocks(r->own);
+        uint32_t blocks = group_blocks(r->own, needed);
         int rc = group_create(e, f, blocks, &r->open);
         if (rc == -KVT_EQUOTA && blocks > 1) {
             rc = group_create(e, f, 1, &r->open);
@@ -337,7 +342,7 @@ int row_reserve(struct kvt_engine *e, struct cache *c, struct row *r, uint32_t t
     uint32_t count = blocks_for(e, tokens);
     int rc = row_room(e, c, r, count, count / 2);
     while (rc == 0 && r->count < count) {
-        rc = block_alloc(e, c, r, &r->blocks[r->count]);
+        rc = block_alloc(e, c, r, count - r->count, &r->blocks[r->count]);
         if (rc == KVT_READY) {
             r->count++;
             r->own++;
@@ -358,11 +363,14 @@ static void row_pop(struct kvt_engine *e, struct row *r) {
     }
 }
 
-/* Drops blocks behind the committed tokens. */
+/* Drops blocks behind the committed tokens, and a group of which none is left. */
 void row_trim(struct kvt_engine *e, struct row *r) {
     uint32_t keep = blocks_for(e, r->length);
     while (r->count > keep) {
         row_pop(e, r);
+    }
+    if (r->open != NULL && r->open->taken == 0) {
+        row_close_group(e, r);
     }
 }
 
@@ -370,10 +378,7 @@ void row_clear(struct kvt_engine *e, struct cache *c, struct row *r) {
     r->length = 0;
     row_trim(e, r);
     if (r->open != NULL) {
-        struct group *g = r->open;
-        r->open = NULL;
-        g->open = false;
-        group_settle(e, g);
+        row_close_group(e, r);
     }
     e->entry_count -= r->room;
     e->sessions[c->session].entry_count -= r->room;

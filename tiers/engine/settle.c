@@ -136,7 +136,7 @@ static int settle_rows(struct kvt_engine *e, struct step_plan *plan, uint32_t st
             continue;
         }
         if (row_needs_cow(e, r, walk) && r->cow == NULL) {
-            merge(&result, block_alloc(e, c, r, &r->cow));
+            merge(&result, block_alloc(e, c, r, 1, &r->cow));
         }
         merge(&result, row_reserve(e, c, r, r->length + steps * plan->tokens[i]));
     }

@@ -485,7 +485,8 @@ int row_reserve(struct kvt_engine *e, struct cache *c, struct row *r, uint32_t t
 void row_trim(struct kvt_engine *e, struct row *r);
 void row_clear(struct kvt_engine *e, struct cache *c, struct row *r);
 int row_copy(struct kvt_engine *e, struct cache *c, const struct row *from, struct row *to);
-int block_alloc(struct kvt_engine *e, struct cache *c, struct row *r, struct block **out);
+int block_alloc(struct kvt_engine *e, struct cache *c, struct row *r, uint32_t needed,
+                struct block **out);
 void blocks_full_text(const struct kvt_engine *e, const struct session *s, const char *what,
                       char *text);
 void block_ref(struct block *b);
