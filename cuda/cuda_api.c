@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -9,12 +10,14 @@
 
 #define STRING_OF(f) #f
 #define STRING(f)    STRING_OF(f)
-#define LOOK_UP(f)   {STRING(f), offsetof(struct kvt_cuda_api, f)},
+#define NEEDED(f)    {STRING(f), offsetof(struct kvt_cuda_api, f), true},
+#define OPTIONAL(f)  {STRING(f), offsetof(struct kvt_cuda_api, f), false},
 
 static const struct {
     const char *symbol;
     size_t offset;
-} functions[] = {KVT_CUDA_FUNCTIONS(LOOK_UP)};
+    bool needed;
+} functions[] = {KVT_CUDA_FUNCTIONS(NEEDED) KVT_CUDA_OPTIONAL(OPTIONAL)};
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static struct kvt_cuda_api table;
@@ -30,7 +33,7 @@ static void open_library(void) {
     }
     for (size_t i = 0; i < sizeof functions / sizeof functions[0]; i++) {
         void *symbol = dlsym(library, functions[i].symbol);
-        if (symbol == NULL) {
+        if (symbol == NULL && functions[i].needed) {
             (void)snprintf(why_not, sizeof why_not,
                            LIBRARY " has no %s: the NVIDIA driver is too old; install R570 or "
                                    "later",

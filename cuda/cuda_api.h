@@ -40,8 +40,8 @@
     X(cuMemHostRegister)              \
     X(cuMemHostUnregister)            \
     X(cuMemHostGetDevicePointer)      \
+    X(cuMemcpyAsync)                  \
     X(cuMemcpyHtoDAsync)              \
-    X(cuMemcpyDtoHAsync)              \
     X(cuMemcpyDtoDAsync)              \
     X(cuMemsetD8Async)                \
     X(cuIpcGetMemHandle)              \
@@ -74,9 +74,17 @@
     X(cuModuleGetFunction)            \
     X(cuLaunchKernel)
 
+/* Of drivers that have it (R580, and built with the headers of CUDA 13); NULL: not there. */
+#if CUDA_VERSION >= 13000
+#define KVT_CUDA_OPTIONAL(X) X(cuMemcpyBatchAsync)
+#else
+#define KVT_CUDA_OPTIONAL(X)
+#endif
+
 struct kvt_cuda_api {
 #define KVT_CUDA_MEMBER(f) __typeof__(&f) f;
     KVT_CUDA_FUNCTIONS(KVT_CUDA_MEMBER)
+    KVT_CUDA_OPTIONAL(KVT_CUDA_MEMBER)
 #undef KVT_CUDA_MEMBER
 };
 

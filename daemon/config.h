@@ -33,7 +33,7 @@ struct kvt_config_device {
     uint64_t piece_bytes;      /* never 0 after kvt_config_load */
     uint64_t cut_bytes;
     uint64_t quantum_bytes;
-    uint32_t copies_max;
+    uint64_t inflight_bytes;
     uint32_t copy_threads;
     uint64_t spin_us;
     uint32_t extent_kind; /* enum kvt_extent_kind; 0: the driver's first choice */

@@ -802,6 +802,33 @@ EXPORT CUresult cuMemcpyDtoDAsync(CUdeviceptr target, CUdeviceptr source, size_t
                   &(struct op){.kind = COPY, .target = target, .source = source, .bytes = bytes});
 }
 
+/* With one address space for all: each side is in GPU memory, or in host memory. */
+EXPORT CUresult cuMemcpyAsync(CUdeviceptr target, CUdeviceptr source, size_t bytes, CUstream s) {
+    bool to_gpu = inside(target, 1, false);
+    bool from_gpu = inside(source, 1, false);
+    if (to_gpu && from_gpu) {
+        return cuMemcpyDtoDAsync(target, source, bytes, s);
+    }
+    return to_gpu ? cuMemcpyHtoDAsync(target, (const void *)(uintptr_t)source, bytes, s)
+                  : cuMemcpyDtoHAsync((void *)(uintptr_t)target, source, bytes, s);
+}
+
+#if CUDA_VERSION >= 13000
+/* The last first: nobody may count on their order. */
+EXPORT CUresult cuMemcpyBatchAsync(CUdeviceptr *targets, CUdeviceptr *sources, size_t *sizes,
+                                   size_t count, CUmemcpyAttributes *attributes, size_t *firsts,
+                                   size_t attribute_count, CUstream s) {
+    CUresult error = attribute_count == 1 && firsts[0] == 0 &&
+                             attributes[0].srcAccessOrder == CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
+                         ? CUDA_SUCCESS
+                         : CUDA_ERROR_INVALID_VALUE;
+    while (count-- > 0 && error == CUDA_SUCCESS) {
+        error = cuMemcpyAsync(targets[count], sources[count], sizes[count], s);
+    }
+    return error;
+}
+#endif
+
 /* ---- events -------------------------------------------------------------------------------------- */
 
 EXPORT CUresult cuEventCreate(CUevent *out, unsigned int flags) {

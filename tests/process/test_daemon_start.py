@@ -202,7 +202,7 @@ def test_no_permission(tmp_path, monkeypatch):
     ("[disk]\n", [":1:", "[disk]", "unknown section"]),
     ("\n[host]\nbudget = 64 MB\n", [":3:", "[host] budget = 64 MB", "unknown unit", "64KiB to 64TiB"]),
     ("[host]\nbudget = 64\n", [":2:", "no unit"]),
-    ("[device a]\ncopies_max = 0\n", [":2:", "[device a] copies_max = 0", "outside", "1 to 256"]),
+    ("[device a]\ncopy_threads = 0\n", [":2:", "[device a] copy_threads = 0", "outside", "1 to 64"]),
     ("[device a]\ndriver = tpu\n", ["driver = tpu", "cpu, cuda"]),
     ("[daemon]\nadmin_group = no-such-group-anywhere\n", ["admin_group", "no such group"]),
     ("[daemon]\nsocket_group = no-such-group-anywhere\n", ["socket_group", "no such group"]),

@@ -36,10 +36,11 @@
 struct kvt_issuer;
 
 struct kvt_issuer_config {
-    uint32_t sessions_max;  /* session indexes are below this */
-    uint32_t inflight_max;  /* cuts submitted and not completed */
-    uint64_t cut_bytes;     /* 16 MiB on a GPU */
-    uint64_t quantum_bytes; /* of the round-robin */
+    uint32_t sessions_max;   /* session indexes are below this */
+    uint32_t inflight_max;   /* cuts submitted and not completed */
+    uint64_t inflight_bytes; /* likewise: no more is submitted from here on; 0: no such limit */
+    uint64_t cut_bytes;      /* 16 MiB on a GPU */
+    uint64_t quantum_bytes;  /* of the round-robin */
     bool post_behind;
 };
 

@@ -66,6 +66,7 @@ struct kvt_issuer {
     struct kvt_issuer_flight *flights; /* inflight_max cuts, and as many posts */
     uint32_t flight_free;              /* first free tag */
     uint32_t cuts_inflight;
+    uint64_t bytes_inflight;
     uint32_t posts_inflight;
     struct kvt_op_list posts;
     struct kvt_op_list completions;

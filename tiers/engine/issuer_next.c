@@ -179,6 +179,7 @@ static uint32_t flight_begin(struct kvt_issuer *i, struct kvt_issuer_flight f) {
     i->flight_free = i->flights[tag].free_next;
     i->flights[tag] = f;
     i->cuts_inflight += !f.is_post;
+    i->bytes_inflight += f.bytes;
     i->posts_inflight += f.is_post;
     return tag;
 }
@@ -186,6 +187,7 @@ static uint32_t flight_begin(struct kvt_issuer *i, struct kvt_issuer_flight f) {
 struct kvt_issuer_flight kvt_issuer_flight_end(struct kvt_issuer *i, uint32_t tag) {
     struct kvt_issuer_flight f = i->flights[tag];
     i->cuts_inflight -= !f.is_post;
+    i->bytes_inflight -= f.bytes;
     i->posts_inflight -= f.is_post;
     i->flights[tag] = (struct kvt_issuer_flight){.free_next = i->flight_free};
     i->flight_free = tag;
@@ -253,7 +255,8 @@ bool kvt_issuer_next(struct kvt_issuer *i, struct kvt_issue *out) {
     if (next_post(i, out)) {
         return true;
     }
-    if (i->cuts_inflight == i->config.inflight_max) {
+    if (i->cuts_inflight == i->config.inflight_max ||
+        (i->config.inflight_bytes != 0 && i->bytes_inflight >= i->config.inflight_bytes)) {
         return false;
     }
     for (uint32_t n = 0; n < CLASSES; n++) {

@@ -420,21 +420,17 @@ static void unpin(struct kvt_driver *d, const struct kvt_place *p) {
     }
 }
 
-static CUresult enqueue(const struct kvt_driver *d, CUstream stream, const struct kvt_copy *c,
+/* Host memory has the same address for the GPU: it was registered so. */
+static CUresult enqueue(struct kvt_driver *d, uint32_t stream, const struct kvt_copy *c,
                         CUdeviceptr source, CUdeviceptr target) {
+    CUdeviceptr host = (CUdeviceptr)(uintptr_t)d->host_base;
+    CUdeviceptr from = is_on_gpu(&c->source) ? source : host + c->source.offset;
+    CUdeviceptr to = is_on_gpu(&c->target) ? target : host + c->target.offset;
     CUresult error = CUDA_SUCCESS;
     uint64_t bytes;
     for (uint64_t at = 0; at < c->bytes && error == CUDA_SUCCESS; at += bytes) {
         bytes = run_of(d, c, at);
-        if (is_on_gpu(&c->source) && is_on_gpu(&c->target)) {
-            error = d->api->cuMemcpyDtoDAsync(target + at, source + at, bytes, stream);
-        } else if (is_on_gpu(&c->target)) {
-            error = d->api->cuMemcpyHtoDAsync(target + at, d->host_base + c->source.offset + at,
-                                              bytes, stream);
-        } else {
-            error = d->api->cuMemcpyDtoHAsync(d->host_base + c->target.offset + at, source + at,
-                                              bytes, stream);
-        }
+        error = kvt_cuda_stream_copy(&d->streams[stream], to + at, from + at, bytes);
     }
     return error;
 }
@@ -459,7 +455,7 @@ static int cuda_copy(struct kvt_driver *d, uint32_t stream, const struct kvt_cop
         return 0;
     }
     enter(d);
-    CUresult error = enqueue(d, d->streams[stream].stream, c, source, target);
+    CUresult error = enqueue(d, stream, c, source, target);
     if (error != CUDA_SUCCESS) {
         return lost(d, "a copy was refused", error);
     }

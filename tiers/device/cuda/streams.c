@@ -50,13 +50,45 @@ static uint64_t number_of(struct kvt_cuda_stream *s, uint32_t tag) {
     return number;
 }
 
+static CUresult submit_batch(struct kvt_cuda_stream *s) {
+#if CUDA_VERSION >= 13000
+    CUmemcpyAttributes how = {.srcAccessOrder = CU_MEMCPY_SRC_ACCESS_ORDER_STREAM};
+    size_t first = 0;
+    if (s->api->cuMemcpyBatchAsync != NULL && s->gathered > 1) {
+        return s->api->cuMemcpyBatchAsync(s->targets, s->sources, s->sizes, s->gathered, &how,
+                                          &first, 1, s->stream);
+    }
+#endif
+    CUresult error = CUDA_SUCCESS;
+    for (uint32_t i = 0; i < s->gathered && error == CUDA_SUCCESS; i++) {
+        error = s->api->cuMemcpyAsync(s->targets[i], s->sources[i], s->sizes[i], s->stream);
+    }
+    return error;
+}
+
+static CUresult submit(struct kvt_cuda_stream *s) {
+    CUresult error = s->gathered > 0 ? submit_batch(s) : CUDA_SUCCESS;
+    s->gathered = 0;
+    return error;
+}
+
+CUresult kvt_cuda_stream_copy(struct kvt_cuda_stream *s, CUdeviceptr target, CUdeviceptr source,
+                              uint64_t bytes) {
+    CUresult error = s->gathered == KVT_CUDA_BATCH_MAX ? submit(s) : CUDA_SUCCESS;
+    s->targets[s->gathered] = target;
+    s->sources[s->gathered] = source;
+    s->sizes[s->gathered++] = bytes;
+    return error;
+}
+
 void kvt_cuda_stream_mark(struct kvt_cuda_stream *s, uint32_t tag) {
     (void)number_of(s, tag);
 }
 
 CUresult kvt_cuda_stream_flush(struct kvt_cuda_stream *s) {
-    if (s->written == s->submitted) {
-        return CUDA_SUCCESS;
+    CUresult error = submit(s);
+    if (error != CUDA_SUCCESS || s->written == s->submitted) {
+        return error;
     }
     s->written = s->submitted;
     return s->api->cuStreamWriteValue64(s->stream, s->word_gpu, s->written,
@@ -66,6 +98,10 @@ CUresult kvt_cuda_stream_flush(struct kvt_cuda_stream *s) {
 CUresult kvt_cuda_stream_post(struct kvt_cuda_stream *s, CUdeviceptr address, uint64_t value,
                               uint32_t tag) {
     CUstreamBatchMemOpParams ops[2];
+    CUresult error = submit(s);
+    if (error != CUDA_SUCCESS) {
+        return error;
+    }
     memset(ops, 0, sizeof(ops));
     ops[0].writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_64;
     ops[0].writeValue.address = address;
