@@ -301,6 +301,10 @@ void kvt_synth_gpu_times(struct kvt_synth_gpu *g, struct kvt_synth_gpu_times *ou
     out->median_us = g->times_us[n / 2];
     out->tenth_us = g->times_us[n / 10];
     out->ninetieth_us = g->times_us[n - 1 - n / 10];
+    out->most_us = g->times_us[n - 1];
+    for (uint32_t i = 0; i < n; i++) {
+        out->mean_us += g->times_us[i] / n;
+    }
 }
 
 int kvt_synth_gpu_sync(struct kvt_synth_gpu *g, struct kvt_synth_gpu_found *out) {

@@ -49,6 +49,8 @@ struct kvt_synth_gpu_times {
     double median_us;
     double tenth_us; /* a tenth of the steps took so long or less */
     double ninetieth_us;
+    double mean_us; /* with those between which a STEP was asked for */
+    double most_us;
 };
 void kvt_synth_gpu_times(struct kvt_synth_gpu *g, struct kvt_synth_gpu_times *out);
 

@@ -67,8 +67,8 @@ static void report_gpu(const struct kvt_synth *s) {
     struct kvt_synth_gpu_times t;
     kvt_synth_gpu_times(s->gpu, &t);
     (void)printf(", \"steps_timed\": %u, \"step_us\": %.1f, \"step_us_p10\": %.1f, "
-                 "\"step_us_p90\": %.1f",
-                 t.steps, t.median_us, t.tenth_us, t.ninetieth_us);
+                 "\"step_us_p90\": %.1f, \"step_us_mean\": %.1f, \"step_us_max\": %.1f",
+                 t.steps, t.median_us, t.tenth_us, t.ninetieth_us, t.mean_us, t.most_us);
     if (s->limit_bytes > 0) {
         double limit_us = (s->limit_before_s + s->limit_after_s) / 2 * 1e6;
         (void)printf(", \"limit_bytes\": %" PRIu64 ", \"limit_us_before\": %.1f, "
