@@ -525,6 +525,7 @@ void sim_device_open(struct sim *sim, uint32_t index, bool post_behind) {
         .quantum_bytes = 1024 * sim_between(r, 1, 64),
         .post_behind = post_behind,
     };
+    d->quantum_bytes = config.quantum_bytes;
     if (kvt_issuer_create(&config, &d->issuer) != 0) {
         sim_fail(sim, "no issuer");
     }

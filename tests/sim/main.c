@@ -47,6 +47,7 @@ static const char *const rule_names[KVT_BREAK_RULES_COUNT] = {
     "prefetch-unused",
     "limit-ignored",
     "limit-takes-from-others",
+    "prefill-starves",
 };
 
 /* What the device may lie about, as enum sim_lie. */

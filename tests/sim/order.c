@@ -1,7 +1,8 @@
 /* The order in which a copy thread issues, looked at from outside: a second, slow opinion on which
- * operations are open. When a copy goes, no operation of a higher class may be open in any session
- * of the device, and none of the same session and class that is used earlier (docs/STEP.md, rules 22
- * and 23). Whether the gates themselves are right is told by the bytes, not here.
+ * operations are open. When a copy goes, none of the same session and class that is used earlier may
+ * be open, and no operation of a higher class in any session of the device, unless that class has had
+ * its quanta while this one waited; then it must go (docs/STEP.md, rules 22, 23 and 32). Whether the
+ * gates themselves are right is told by the bytes, not here.
  */
 #include "tests/sim/sim.h"
 
@@ -115,10 +116,8 @@ static bool gates_open(struct sim_ops *ops, const struct kvt_control_page *page,
            __atomic_load_n(&page->done[op->slot].value, __ATOMIC_ACQUIRE) == op->gate;
 }
 
-/* The first operation of the session, and of a class up to `traffic`, that is open and might have
- * gone instead of `issued`; NULL: none. */
-static const struct sim_op *better(struct sim *sim, uint32_t session, uint32_t issuing,
-                                   const struct sim_op *issued) {
+/* The first operation of the session that is open and of which something is left, by class; NULL. */
+static void open_ops(struct sim *sim, uint32_t session, const struct sim_op *first[]) {
     struct sim_ops *ops = &sim->ops[session];
     bool seen[QUEUES] = {false};
     for (uint32_t i = 0; i < ops->count; i++) {
@@ -129,13 +128,33 @@ static const struct sim_op *better(struct sim *sim, uint32_t session, uint32_t i
         }
         bool head = !seen[queue];
         seen[queue] = true;
-        bool before = op->traffic < issued->traffic ||
-                      (session == issuing && op->traffic == issued->traffic && op->id < issued->id);
-        if (head && before && !op->empty && gates_open(ops, sim->sessions[session]->page, op)) {
-            return op;
+        if (head && !op->empty && first[op->traffic] == NULL &&
+            gates_open(ops, sim->sessions[session]->page, op)) {
+            first[op->traffic] = op;
         }
     }
-    return NULL;
+}
+
+/* What the classes above the one that goes have had meanwhile. */
+static void check_classes(struct sim *sim, struct sim_device *d, const struct sim_op *op,
+                          const bool *is_open, uint64_t bytes) {
+    uint64_t most = KVT_ISSUER_PATIENCE * d->quantum_bytes;
+    for (uint32_t c = 0; c < op->traffic; c++) {
+        if (is_open[c] && d->passed_bytes[op->traffic] < most) {
+            sim_fail(sim, "order: an operation of class %u goes, while one of class %u is open",
+                     op->traffic, c);
+        }
+    }
+    uint64_t owed = KVT_ISSUER_PATIENCE * bytes;
+    d->passed_bytes[op->traffic] -=
+        owed < d->passed_bytes[op->traffic] ? owed : d->passed_bytes[op->traffic];
+    for (uint32_t c = op->traffic + 1; c < SIM_CLASSES; c++) {
+        if (is_open[c] && d->passed_bytes[c] >= most) {
+            sim_fail(sim, "order: class %u waits though %llu bytes of higher ones have gone", c,
+                     (ull)d->passed_bytes[c]);
+        }
+        d->passed_bytes[c] = is_open[c] ? d->passed_bytes[c] + bytes : 0;
+    }
 }
 
 void sim_order_issue(struct sim *sim, uint32_t device, const struct kvt_issue *issue) {
@@ -144,19 +163,24 @@ void sim_order_issue(struct sim *sim, uint32_t device, const struct kvt_issue *i
         sim_fail(sim, "session %u: a copy of operation %llu, which has none left", issue->session,
                  (ull)issue->op);
     }
+    bool is_open[SIM_CLASSES] = {false};
     for (uint32_t s = 0; s < SIM_SESSIONS_MAX; s++) {
         const struct sim_worker *w = sim->sessions[s];
+        const struct sim_op *first[SIM_CLASSES] = {NULL};
         if (!w || w->device != device || sim->ops[s].closed) {
             continue;
         }
-        const struct sim_op *other = better(sim, s, issue->session, op);
-        if (other) {
-            sim_fail(sim,
-                     "order: session %u: operation %llu of class %u goes, while %llu of class %u "
-                     "of session %u is open",
-                     issue->session, (ull)op->id, op->traffic, (ull)other->id, other->traffic, s);
+        open_ops(sim, s, first);
+        const struct sim_op *own = first[op->traffic];
+        if (s == issue->session && own && own->id < op->id) {
+            sim_fail(sim, "order: session %u: operation %llu goes, while %llu of its class is open",
+                     s, (ull)op->id, (ull)own->id);
+        }
+        for (uint32_t c = 0; c < SIM_CLASSES; c++) {
+            is_open[c] |= first[c] != NULL;
         }
     }
+    check_classes(sim, &sim->devices[device], op, is_open, issue->copy.bytes);
     op->begun = true;
     op->left_bytes -= issue->copy.bytes;
 }

@@ -31,6 +31,7 @@
 enum {
     SIM_DEVICES_MAX = 2,
     SIM_SESSIONS_MAX = 8,
+    SIM_CLASSES = KVT_CLASS_BACKGROUND + 1,
     SIM_WORKERS_MAX = 4, /* processes at one time */
     SIM_CACHES_MAX = 6,  /* of a worker */
     SIM_LAYERS_MAX = 8,
@@ -180,8 +181,10 @@ struct sim_device {
     struct kvt_issuer *issuer;
     struct sim_copy copies[2 * SIM_INFLIGHT_MAX]; /* by tag */
     uint64_t extent_bytes;                        /* created, not destroyed */
-    uint64_t stream_us[2]; /* when the stream's last submission is complete */
-    struct sim_mail *mail; /* owned */
+    uint64_t quantum_bytes;
+    uint64_t passed_bytes[SIM_CLASSES]; /* see order.c */
+    uint64_t stream_us[2];              /* when the stream's last submission is complete */
+    struct sim_mail *mail;              /* owned */
     uint32_t mail_count, mail_room;
     struct sim_report *reports; /* owned */
     uint32_t report_count, report_room;

@@ -285,6 +285,35 @@ static void test_small_quantum(void) {
     stop();
 }
 
+/* A prompt's copies wait while decoding ones go, but not for ever. */
+static void test_prefill_does_not_starve(void) {
+    enum { DECODES = 40, PREFILLS = 10 };
+    start(false, 1, 1000);
+    begin(0);
+    for (uint32_t n = 0; n < PREFILLS; n++) {
+        add(KVT_OP_COPY, n + 1, 0, 1000)->traffic = KVT_CLASS_PREFILL;
+    }
+    submit();
+    begin(1);
+    for (uint32_t n = 0; n < DECODES; n++) {
+        add(KVT_OP_COPY, n + 1, 0, 1000)->traffic = KVT_CLASS_DECODE;
+    }
+    submit();
+    uint64_t decoded_bytes = 0;
+    uint64_t prefilled_bytes = 0;
+    while (decoded_bytes < 16000) {
+        CU_ASSERT_TRUE_FATAL(kvt_issuer_next(issuer, &issue));
+        bool prefill = issue.session == 0;
+        prefilled_bytes += prefill ? issue.copy.bytes : 0;
+        decoded_bytes += prefill ? 0 : issue.copy.bytes;
+        CU_ASSERT_TRUE(prefilled_bytes == 0 || decoded_bytes >= KVT_ISSUER_PATIENCE * 1000);
+        kvt_issuer_copied(issuer, issue.tag, true);
+    }
+    CU_ASSERT_TRUE(prefilled_bytes >= 16000 / KVT_ISSUER_PATIENCE - 1100);
+    CU_ASSERT_TRUE(prefilled_bytes <= 16000 / KVT_ISSUER_PATIENCE);
+    stop();
+}
+
 static void test_streams(void) {
     start(false, 8, 1000);
     begin(0);
@@ -390,6 +419,7 @@ int main(void) {
         {"classes", test_classes},
         {"fair by bytes", test_fair_by_bytes},
         {"a quantum smaller than a cut", test_small_quantum},
+        {"prefill does not starve", test_prefill_does_not_starve},
         {"streams", test_streams},
         {"many outstanding", test_many_outstanding},
         {"watched counters", test_watched},

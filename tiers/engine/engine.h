@@ -336,7 +336,8 @@ enum kvt_broken_rule {
     KVT_BREAK_PREFETCH_UNUSED = 29,            /* engine: what was fetched ahead is fetched again */
     KVT_BREAK_LIMIT_IGNORED = 30,              /* engine: a session takes what there is */
     KVT_BREAK_LIMIT_TAKES_FROM_OTHERS = 31,    /* engine: for its own limit others give way */
-    KVT_BREAK_RULES_COUNT = 32,
+    KVT_BREAK_PREFILL_STARVES = 32,            /* issuer: no class below ever goes first */
+    KVT_BREAK_RULES_COUNT = 33,
 };
 
 void kvt_engine_break_rules(struct kvt_engine *e, uint64_t rules);

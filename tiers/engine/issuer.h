@@ -35,6 +35,10 @@
 
 struct kvt_issuer;
 
+/* A class whose copies are open goes before a higher one once that has had so many quanta meanwhile,
+ * and so many bytes for each of its own: a prompt beside decoding workers gets a fifth of the link. */
+#define KVT_ISSUER_PATIENCE 4
+
 struct kvt_issuer_config {
     uint32_t sessions_max;   /* session indexes are below this */
     uint32_t inflight_max;   /* cuts submitted and not completed */

@@ -62,6 +62,7 @@ struct kvt_issuer {
     /* The open operation of each session with the smallest id, by class; NULL: none. Filled and
      * used inside one call. */
     struct kvt_op_progress **candidates[CLASSES];
+    uint64_t passed_bytes[CLASSES];    /* of higher classes, while this one waited to go */
     uint32_t turn[CLASSES];            /* session whose turn it is in the round-robin */
     struct kvt_issuer_flight *flights; /* inflight_max cuts, and as many posts */
     uint32_t flight_free;              /* first free tag */

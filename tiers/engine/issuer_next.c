@@ -245,6 +245,40 @@ static bool next_post(struct kvt_issuer *i, struct kvt_issue *out) {
     return false;
 }
 
+static bool class_is_open(const struct kvt_issuer *i, uint32_t c) {
+    for (uint32_t n = 0; n < i->opened_count; n++) {
+        if (i->candidates[c][i->opened[n]]) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The class to go: the highest, or one below it that has waited for long; CLASSES: none is open. */
+static uint32_t class_next(const struct kvt_issuer *i) {
+    uint64_t most = KVT_ISSUER_PATIENCE * i->config.quantum_bytes;
+    uint32_t first = CLASSES;
+    for (uint32_t n = 0; n < CLASSES; n++) {
+        uint32_t c = KVT_BROKEN(i->broken_rules, KVT_BREAK_DECODE_LAST) ? CLASSES - 1 - n : n;
+        if (!class_is_open(i, c)) {
+            continue;
+        }
+        if (i->passed_bytes[c] >= most && !KVT_BROKEN(i->broken_rules, KVT_BREAK_PREFILL_STARVES)) {
+            return c;
+        }
+        first = first == CLASSES ? c : first;
+    }
+    return first;
+}
+
+static void class_goes(struct kvt_issuer *i, uint32_t goes, uint64_t bytes) {
+    uint64_t owed = KVT_ISSUER_PATIENCE * bytes;
+    i->passed_bytes[goes] -= owed < i->passed_bytes[goes] ? owed : i->passed_bytes[goes];
+    for (uint32_t c = goes + 1; c < CLASSES; c++) {
+        i->passed_bytes[c] = class_is_open(i, c) ? i->passed_bytes[c] + bytes : 0;
+    }
+}
+
 bool kvt_issuer_next(struct kvt_issuer *i, struct kvt_issue *out) {
     if (next_post(i, out)) {
         return true;
@@ -259,22 +293,20 @@ bool kvt_issuer_next(struct kvt_issuer *i, struct kvt_issue *out) {
         (i->config.inflight_bytes != 0 && i->bytes_inflight >= i->config.inflight_bytes)) {
         return false;
     }
-    for (uint32_t n = 0; n < CLASSES; n++) {
-        uint32_t c = KVT_BROKEN(i->broken_rules, KVT_BREAK_DECODE_LAST) ? CLASSES - 1 - n : n;
-        struct kvt_op_progress *p = pick(i, c);
-        if (!p) {
-            continue;
-        }
-        if (KVT_BROKEN(i->broken_rules, KVT_BREAK_POST_BEFORE_COPY) && p->op->kind == KVT_OP_FILL &&
-            !p->posted && i->posts_inflight < i->config.inflight_max) {
-            p->begun = true;
-            issue_post(i, p, out);
-        } else {
-            issue_cut(i, p, out);
-        }
+    uint32_t c = class_next(i);
+    if (c == CLASSES) {
+        return false;
+    }
+    struct kvt_op_progress *p = pick(i, c);
+    if (KVT_BROKEN(i->broken_rules, KVT_BREAK_POST_BEFORE_COPY) && p->op->kind == KVT_OP_FILL &&
+        !p->posted && i->posts_inflight < i->config.inflight_max) {
+        p->begun = true;
+        issue_post(i, p, out);
         return true;
     }
-    return false;
+    issue_cut(i, p, out);
+    class_goes(i, c, out->copy.bytes);
+    return true;
 }
 
 /* ---- what closed gates wait for --------------------------------------------------------- */
