@@ -17,6 +17,8 @@ from kvtierd import SLOWER, wait_until
 from runs import TINY, ids_of, run, wait_for_text
 
 MODES = ["dynamic", "offloaded", "offloaded-static"]
+if SLOWER > 4:  # a model is slow under ThreadSanitizer, and races do not depend on the mode
+    MODES = MODES[:2]
 BUSY = [*TINY, "--prompt-tokens", 600, "-n", 1500]
 SETS = {"device.cpu0.budget": "2MiB", "host.budget": "64MiB"}
 
