@@ -139,12 +139,12 @@ void sim_check(struct sim *sim) {
     check_nested(sim);
 }
 
-/* A worker that runs and waits gets on within a time that covers every delay of the world. */
 /* A request whose turn it is is answered in time: it may wait for others, but not for ever. Its own
  * migrations and what the world delays come on top. */
 static void check_waits(struct sim *sim, struct sim_worker *w) {
     const uint64_t slack_us = 800000;
-    uint64_t most_us = 16000 * (uint64_t)sim->config.reclaim_deadline_ms + slack_us;
+    /* 16 deadlines, and as many again for a clock that began anew when more than ever was in use. */
+    uint64_t most_us = 32000 * (uint64_t)sim->config.reclaim_deadline_ms + slack_us;
     w->turn_us = w->schedule.open ? sim->now_us : w->turn_us;
     if (w->request_count > 0 && sim->now_us > w->turn_us + most_us) {
         sim_fail(sim,
@@ -154,6 +154,7 @@ static void check_waits(struct sim *sim, struct sim_worker *w) {
     }
 }
 
+/* A worker that runs and waits gets on within a time that covers every delay of the world. */
 void sim_check_stuck(struct sim *sim) {
     const uint64_t limit_us = 20000000;
     for (uint32_t i = 0; i < sim->process_count; i++) {
