@@ -5,8 +5,8 @@
  *
  * Needs a running daemon: KVTIER_RUNTIME_DIR. Prints one line of JSON.
  */
-#include "client/kvtier.h"
 #include "tests/bench/stats.h"
+#include "tests/bench/worker.h"
 
 #include <signal.h>
 #include <string.h>
@@ -25,13 +25,6 @@ enum {
     STEPS = 8,
     SCHEDULES = 101
 };
-
-static void must(struct kvt_client *c, int rc) {
-    if (rc < 0) {
-        fprintf(stderr, "bench_control: %s: %s\n", kvt_error_name(rc), kvt_error_message(c));
-        exit(1);
-    }
-}
 
 /* ---- the bare echo -------------------------------------------------------------------------------- */
 
@@ -76,7 +69,7 @@ static void pairs(struct kvt_client *client, void *dealer) {
     double p50[BLOCKS], p99[BLOCKS], ping50[BLOCKS], ping99[BLOCKS], echo50[BLOCKS], echo99[BLOCKS];
     for (int b = 0; b < BLOCKS; b++) {
         for (int i = 0; i < TRIPS; i++) {
-            must(client, kvt_ping(client, &ping[i]));
+            kvt_bench_must(client, kvt_ping(client, &ping[i]));
             echo[i] = echo_us(dealer);
         }
         qsort(ping, TRIPS, sizeof(ping[0]), kvt_compare_doubles);
@@ -117,24 +110,17 @@ static void forks(struct kvt_client *client) {
                                          .name = "fork"};
     uint32_t cache;
     struct kvt_step *step;
-    const struct kvt_piece *piece;
-    must(client, kvt_cache_create(client, &o, &cache));
-    must(client, kvt_step_begin(client, cache, NULL, 0, TOKENS, 1, &step));
-    int rc;
-    while ((rc = kvt_step_piece(step, &piece)) == 1) {
-        must(client, kvt_piece_wait(step, piece));
-        must(client, kvt_piece_done(step, piece));
-    }
-    must(client, rc);
-    must(client, kvt_step_end(step));
-    must(client, kvt_cache_settle(client, cache, 10000));
+    kvt_bench_must(client, kvt_cache_create(client, &o, &cache));
+    kvt_bench_must(client, kvt_step_begin(client, cache, NULL, 0, TOKENS, 1, &step));
+    kvt_bench_walk(client, step);
+    kvt_bench_must(client, kvt_cache_settle(client, cache, 10000));
     static double us[FORKS];
     for (int i = 0; i < FORKS; i++) {
         uint32_t forked;
         double began = kvt_bench_now_s();
-        must(client, kvt_cache_fork(client, cache, NULL, 0, &forked));
+        kvt_bench_must(client, kvt_cache_fork(client, cache, NULL, 0, &forked));
         us[i] = (kvt_bench_now_s() - began) * 1e6;
-        must(client, kvt_cache_close(client, forked));
+        kvt_bench_must(client, kvt_cache_close(client, forked));
     }
     printf(", ");
     kvt_interval_print("fork_131072_tokens_us", kvt_median_interval(us, FORKS));
@@ -160,27 +146,18 @@ static void pieces(struct kvt_client *client) {
                                          .resident_layers_max = -1,
                                          .name = "pieces"};
     uint32_t cache;
-    must(client, kvt_cache_create(client, &o, &cache));
+    kvt_bench_must(client, kvt_cache_create(client, &o, &cache));
     static double us[SCHEDULES], request_us[SCHEDULES];
     for (int i = 0; i < SCHEDULES; i++) {
         struct kvt_step *step;
-        const struct kvt_piece *piece;
         double asked = kvt_bench_now_s();
-        must(client, kvt_step_begin(client, cache, NULL, 0, 1, STEPS, &step));
+        kvt_bench_must(client, kvt_step_begin(client, cache, NULL, 0, 1, STEPS, &step));
         double began = kvt_bench_now_s();
-        for (uint32_t left = kvt_step_left(step); left > 0; left--) {
-            int rc;
-            while ((rc = kvt_step_piece(step, &piece)) == 1) {
-                must(client, kvt_piece_wait(step, piece));
-                must(client, kvt_piece_done(step, piece));
-            }
-            must(client, rc);
-            must(client, kvt_step_end(step));
-        }
+        kvt_bench_walk(client, step);
         us[i] = (kvt_bench_now_s() - began) * 1e6 / (STEPS * LAYERS);
         request_us[i] = (began - asked) * 1e6;
     }
-    must(client, kvt_cache_close(client, cache));
+    kvt_bench_must(client, kvt_cache_close(client, cache));
     printf(", ");
     kvt_interval_print("piece_through_kvtierd_us", kvt_median_interval(us, SCHEDULES));
     printf(", ");
@@ -204,7 +181,7 @@ int main(void) {
     zmq_setsockopt(dealer, ZMQ_RCVTIMEO, &limit_ms, sizeof(limit_ms));
     zmq_connect(dealer, endpoint);
     struct kvt_client *client;
-    must(NULL, kvt_attach(&(struct kvt_attach_options){.worker = KVT_SEGMENT}, &client));
+    kvt_bench_must(NULL, kvt_attach(&(struct kvt_attach_options){.worker = KVT_SEGMENT}, &client));
     (void)echo_us(dealer); /* connected */
     printf("{\"bench\": \"control\", ");
     pairs(client, dealer);

@@ -3,11 +3,10 @@
  * line of JSON.
  */
 #include "client/lib/counter.h"
-#include "tests/bench/stats.h"
+#include "tests/bench/plain_copy.h"
 #include "tests/support/device_rig.h"
 #include "tiers/device/counter.h"
 
-#include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -57,29 +56,14 @@ static double streamed(int pair) {
     return (double)PIECES * (double)PIECE_BYTES / seconds / 1e9;
 }
 
-/* Each thread does its part of each piece. */
-static void *copy_parts(void *argument) {
-    uintptr_t thread = (uintptr_t)argument;
-    uint64_t part = PIECE_BYTES / THREADS;
-    for (uint32_t i = 0; i < PIECES; i++) {
-        memcpy(slots + i % SLOTS * PIECE_BYTES + thread * part,
-               rig.arena + i % DISTINCT * PIECE_BYTES + thread * part, part);
-    }
-    return NULL;
-}
-
 static double plain(void) {
-    pthread_t threads[THREADS];
-    double begin = kvt_bench_now_s();
-    for (uintptr_t i = 0; i < THREADS; i++) {
-        if (pthread_create(&threads[i], NULL, copy_parts, (void *)i) != 0) {
-            abort();
-        }
-    }
-    for (int i = 0; i < THREADS; i++) {
-        pthread_join(threads[i], NULL);
-    }
-    return (double)PIECES * (double)PIECE_BYTES / (kvt_bench_now_s() - begin) / 1e9;
+    return kvt_plain_copy_run(&(struct kvt_plain_copy){.source = rig.arena,
+                                                       .target = slots,
+                                                       .piece_bytes = PIECE_BYTES,
+                                                       .pieces = PIECES,
+                                                       .distinct = DISTINCT,
+                                                       .slots = SLOTS,
+                                                       .threads = THREADS});
 }
 
 int main(void) {

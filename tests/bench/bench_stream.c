@@ -6,10 +6,9 @@
  * Needs a running daemon with room for LAYERS x 16 MiB on the host and 3 x 16 MiB on the device, and
  * THREADS copy threads: KVTIER_RUNTIME_DIR.
  */
-#include "client/kvtier.h"
-#include "tests/bench/stats.h"
+#include "tests/bench/plain_copy.h"
+#include "tests/bench/worker.h"
 
-#include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -21,62 +20,31 @@ enum { PROMPT = TOKENS_MAX - PAIRS * STEPS };
 
 static uint8_t *source, *target;
 
-static void must(struct kvt_client *c, int rc) {
-    if (rc < 0) {
-        fprintf(stderr, "bench_stream: %s: %s\n", kvt_error_name(rc), kvt_error_message(c));
-        exit(1);
-    }
-}
-
 static void walk(struct kvt_client *client, uint32_t cache, uint32_t tokens, uint32_t steps) {
     struct kvt_step *step;
-    const struct kvt_piece *piece;
-    must(client, kvt_step_begin(client, cache, NULL, 0, tokens, steps, &step));
+    kvt_bench_must(client, kvt_step_begin(client, cache, NULL, 0, tokens, steps, &step));
     if (kvt_step_left(step) != steps) {
         fprintf(stderr, "bench_stream: %u steps wanted, %u granted\n", steps, kvt_step_left(step));
         exit(1);
     }
-    for (uint32_t i = 0; i < steps; i++) {
-        int rc;
-        while ((rc = kvt_step_piece(step, &piece)) == 1) {
-            must(client, kvt_piece_wait(step, piece));
-            must(client, kvt_piece_done(step, piece));
-        }
-        must(client, rc);
-        must(client, kvt_step_end(step));
-    }
+    kvt_bench_walk(client, step);
 }
 
 static uint64_t to_device(struct kvt_client *client, uint32_t cache) {
     struct kvt_cache_stat stat;
-    must(client, kvt_cache_settle(client, cache, 10000));
-    must(client, kvt_cache_stat(client, cache, &stat));
+    kvt_bench_must(client, kvt_cache_settle(client, cache, 10000));
+    kvt_bench_must(client, kvt_cache_stat(client, cache, &stat));
     return stat.to_device_bytes;
 }
 
-/* Each thread does its part of each piece. */
-static void *copy_parts(void *argument) {
-    uintptr_t thread = (uintptr_t)argument;
-    uint64_t part = PIECE_BYTES / THREADS;
-    for (uint32_t i = 0; i < STEPS * LAYERS; i++) {
-        memcpy(target + i % SLOTS * PIECE_BYTES + thread * part,
-               source + i % LAYERS * PIECE_BYTES + thread * part, part);
-    }
-    return NULL;
-}
-
 static double plain(void) {
-    pthread_t threads[THREADS];
-    double begin = kvt_bench_now_s();
-    for (uintptr_t i = 0; i < THREADS; i++) {
-        if (pthread_create(&threads[i], NULL, copy_parts, (void *)i) != 0) {
-            abort();
-        }
-    }
-    for (int i = 0; i < THREADS; i++) {
-        pthread_join(threads[i], NULL);
-    }
-    return (double)(STEPS * LAYERS) * (double)PIECE_BYTES / (kvt_bench_now_s() - begin) / 1e9;
+    return kvt_plain_copy_run(&(struct kvt_plain_copy){.source = source,
+                                                       .target = target,
+                                                       .piece_bytes = PIECE_BYTES,
+                                                       .pieces = STEPS * LAYERS,
+                                                       .distinct = LAYERS,
+                                                       .slots = SLOTS,
+                                                       .threads = THREADS});
 }
 
 static double streamed(struct kvt_client *client, uint32_t cache, double *bytes) {
@@ -106,8 +74,8 @@ int main(void) {
                                          .name = "stream"};
     struct kvt_client *client;
     uint32_t cache;
-    must(NULL, kvt_attach(&(struct kvt_attach_options){.worker = KVT_SEGMENT}, &client));
-    must(client, kvt_cache_create(client, &o, &cache));
+    kvt_bench_must(NULL, kvt_attach(&(struct kvt_attach_options){.worker = KVT_SEGMENT}, &client));
+    kvt_bench_must(client, kvt_cache_create(client, &o, &cache));
     source = mmap(NULL, LAYERS * PIECE_BYTES, PROT_READ | PROT_WRITE,
                   MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     target = mmap(NULL, SLOTS * PIECE_BYTES, PROT_READ | PROT_WRITE,
@@ -126,7 +94,7 @@ int main(void) {
         ratios[i] = ours[i] / theirs[i];
         of_need[i] = bytes / ((double)STEPS * LAYERS * (PROMPT + i * STEPS) * TOKEN_BYTES);
     }
-    must(client, kvt_cache_close(client, cache));
+    kvt_bench_must(client, kvt_cache_close(client, cache));
     kvt_detach(client);
 
     printf("{\"bench\": \"stream\", \"unit\": \"GB/s\", \"peer\": \"threaded memcpy\", ");
