@@ -28,7 +28,7 @@ include mk/bundle.mk
 # ------------------------------------------------------------------ what people call
 
 .PHONY: all engine daemon client worker examples objects unit clean help
-all: $(call archive,$(MODULES)) $(PROGRAMS) $(CUDA_PLUGIN) $(PUBLIC_LIBS) $(EXAMPLES)
+all: $(call archive,$(filter-out testsupport,$(MODULES))) $(PROGRAMS) $(CUDA_PLUGIN) $(PUBLIC_LIBS) $(EXAMPLES)
 engine: $(call archive,proto kernels engine)
 daemon: $(call archive,proto kernels engine device host daemon front) $(call program,kvtierd kvtierd-front) $(CUDA_PLUGIN)
 client: $(call archive,proto client ctl) $(PUBLIC_LIBS) $(call program,kvtierctl)
