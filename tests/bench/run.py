@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -110,17 +111,48 @@ def run_model(model, prompt, decode, extra):
                      "--progress", "never", "--threads", "2"] + extra)
 
 
+class Decoding:
+    """A kvtier-run that decodes in windows: between two of them it is stopped."""
+
+    def __init__(self, model, extra):
+        self.bytes = 0
+        self.process = subprocess.Popen(
+            [program("kvtier-run"), "--model", model, "--prompt-file", PROMPT, "--prompt-tokens", "512",
+             "-n", "4096", "--ignore-end", "--progress", "never", "--threads", "2"] + extra,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        self.until(1)  # the prompt is over
+
+    def until(self, mark):
+        """Seconds until so many bytes of text were written. Both sides write the same text."""
+        start = time.perf_counter()
+        self.process.send_signal(signal.SIGCONT)
+        while self.bytes < mark:
+            text = os.read(self.process.stdout.fileno(), 65536)
+            if not text:
+                raise SystemExit(f"kvtier-run ended after {self.bytes} bytes of text")
+            self.bytes += len(text)
+        seconds = time.perf_counter() - start
+        self.process.send_signal(signal.SIGSTOP)
+        return seconds
+
+    def end(self):
+        self.process.kill()
+        self.process.communicate()
+
+
 def bench_resident():
+    """In turns of about 16 tokens: what else the machine does then falls on both sides alike."""
     model = find_model()
     ratios = []
     with Daemon(sets=ROOMY) as daemon:
-        for pair in range(PAIRS):
-            speed = {}
-            order = ["local", "daemon"] if pair % 2 == 0 else ["daemon", "local"]
-            for side in order:
-                extra = ["--local"] if side == "local" else ["--runtime-dir", daemon.runtime_dir]
-                speed[side] = run_model(model, 512, 129, extra)["decode_tokens_per_s"]
-            ratios.append(speed["daemon"] / speed["local"])
+        sides = {"local": Decoding(model, ["--local"]),
+                 "daemon": Decoding(model, ["--runtime-dir", daemon.runtime_dir])}
+        for window in range(20 if QUICK else 150):
+            order = ["local", "daemon"] if window % 2 == 0 else ["daemon", "local"]
+            seconds = {side: sides[side].until(64 * (window + 1)) for side in order}
+            ratios.append(seconds["local"] / seconds["daemon"])
+        for side in sides.values():
+            side.end()
     row("resident decode with the daemon over without", interval(ratios), "x", 0.99, at_most=False)
 
 
