@@ -93,6 +93,25 @@ def test_its_own_death_takes_the_processes_along():
         wait_until(lambda: not processes_of(demo.scratch), "no process is left")
 
 
+def option_of(pid, name):
+    with open(f"/proc/{pid}/cmdline", "rb") as stream:
+        words = stream.read().decode().split("\0")
+    return words[words.index(name) + 1]
+
+
+@needs_model
+@pytest.mark.parametrize("long_text,tokens", [("", ["1280", "1536"]), ("1", ["8128", "8128"])])
+def test_long_takes_as_much_text_as_the_context_holds(long_text, tokens):
+    with Demo(LONG=long_text) as demo:
+        demo.wait_for_workers()
+        workers = [pid for pid, name in processes_of(demo.scratch).items() if name == "kvtier-run"]
+        assert sorted(option_of(pid, "--prompt-tokens") for pid in workers) == tokens
+        demo.process.send_signal(signal.SIGINT)
+        status, out, err = demo.end()
+        assert status == 128 + signal.SIGINT and err == ""
+        assert ("LONG=1 takes the whole texts" in out) == (not long_text)
+
+
 @needs_model
 def test_reader_goes_away_and_it_is_interrupted():
     """A closed terminal: SIGHUP, and nobody reads any more."""

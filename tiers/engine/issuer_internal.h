@@ -59,9 +59,10 @@ struct kvt_issuer {
     struct kvt_issuer_session *sessions;
     uint32_t *opened; /* sessions that are open, or closed and not drained; in no order */
     uint32_t opened_count;
-    /* The open operation of each session with the smallest id, by class; NULL: none. Filled and
-     * used inside one call. */
+    /* The open operation of each session with the smallest id, by class; NULL: none; and how many
+     * sessions have one. Filled and used inside one call. */
     struct kvt_op_progress **candidates[CLASSES];
+    uint32_t candidates_count[CLASSES];
     uint64_t passed_bytes[CLASSES];    /* of higher classes, while this one waited to go */
     uint32_t turn[CLASSES];            /* session whose turn it is in the round-robin */
     struct kvt_issuer_flight *flights; /* inflight_max cuts, and as many posts */

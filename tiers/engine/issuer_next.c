@@ -3,6 +3,8 @@
 #include "tiers/engine/issuer_internal.h"
 #include "tiers/engine/mutants.h"
 
+#include <string.h>
+
 /* ---- gates ----------------------------------------------------------------------------------- */
 
 static bool deps_complete(const struct kvt_issuer_session *s, struct kvt_op_progress *p) {
@@ -145,10 +147,7 @@ static void turn_begins(struct kvt_issuer *i, uint32_t c, uint32_t session) {
 static struct kvt_op_progress *pick(struct kvt_issuer *i, uint32_t c) {
     struct kvt_op_progress **candidates = i->candidates[c];
     uint32_t sessions_max = i->config.sessions_max;
-    uint32_t any = 0;
-    for (uint32_t n = 0; n < i->opened_count; n++) {
-        any += candidates[i->opened[n]] != NULL;
-    }
+    uint32_t any = i->candidates_count[c];
     for (uint32_t session = i->turn[c]; any != 0; session = (session + 1) % sessions_max) {
         struct kvt_op_progress *p = candidates[session];
         if (!p) {
@@ -245,13 +244,16 @@ static bool next_post(struct kvt_issuer *i, struct kvt_issue *out) {
     return false;
 }
 
-static bool class_is_open(const struct kvt_issuer *i, uint32_t c) {
+/* Looks at all sessions, until nothing more comes of it, and counts what could go. */
+static void find_candidates(struct kvt_issuer *i) {
+    memset(i->candidates_count, 0, sizeof(i->candidates_count));
     for (uint32_t n = 0; n < i->opened_count; n++) {
-        if (i->candidates[c][i->opened[n]]) {
-            return true;
+        uint32_t session = i->opened[n];
+        while (look_at_session(i, session)) {}
+        for (uint32_t c = 0; c < CLASSES; c++) {
+            i->candidates_count[c] += i->candidates[c][session] != NULL;
         }
     }
-    return false;
 }
 
 /* The class to go: the highest, or one below it that has waited for long; CLASSES: none is open. */
@@ -260,7 +262,7 @@ static uint32_t class_next(const struct kvt_issuer *i) {
     uint32_t first = CLASSES;
     for (uint32_t n = 0; n < CLASSES; n++) {
         uint32_t c = KVT_BROKEN(i->broken_rules, KVT_BREAK_DECODE_LAST) ? CLASSES - 1 - n : n;
-        if (!class_is_open(i, c)) {
+        if (i->candidates_count[c] == 0) {
             continue;
         }
         if (i->passed_bytes[c] >= most && !KVT_BROKEN(i->broken_rules, KVT_BREAK_PREFILL_STARVES)) {
@@ -275,7 +277,7 @@ static void class_goes(struct kvt_issuer *i, uint32_t goes, uint64_t bytes) {
     uint64_t owed = KVT_ISSUER_PATIENCE * bytes;
     i->passed_bytes[goes] -= owed < i->passed_bytes[goes] ? owed : i->passed_bytes[goes];
     for (uint32_t c = goes + 1; c < CLASSES; c++) {
-        i->passed_bytes[c] = class_is_open(i, c) ? i->passed_bytes[c] + bytes : 0;
+        i->passed_bytes[c] = i->candidates_count[c] > 0 ? i->passed_bytes[c] + bytes : 0;
     }
 }
 
@@ -283,9 +285,7 @@ bool kvt_issuer_next(struct kvt_issuer *i, struct kvt_issue *out) {
     if (next_post(i, out)) {
         return true;
     }
-    for (uint32_t n = 0; n < i->opened_count; n++) {
-        while (look_at_session(i, i->opened[n])) {}
-    }
+    find_candidates(i);
     if (next_post(i, out)) {
         return true;
     }

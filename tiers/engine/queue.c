@@ -257,17 +257,25 @@ uint64_t pending_deadline_ms(const struct kvt_engine *e, const struct session *s
     return deadline_ms < last_ms ? deadline_ms : last_ms;
 }
 
-static bool is_expired(struct kvt_engine *e, const struct session *s, struct pending *p) {
+static bool waits_for_memory(const struct kvt_engine *e, const struct session *s,
+                             const struct pending *p) {
     bool gathers = (is_step(&p->request) || p->request.kind == KVT_REQUEST_CREATE) &&
                    !KVT_BROKEN(e->rules, KVT_BREAK_WAIT_FOR_EVER);
+    return p->started && gathers && s->migration.family == NULL && s->schedule.phase == PHASE_NONE;
+}
+
+/* Where more memory is taken than ever since it waits, the clock begins anew. That has an end, the
+ * budgets; a clock that stood while memory is made would have none where others take it. */
+static void clock_renew(const struct kvt_engine *e, const struct session *s, struct pending *p) {
     uint64_t used = e->devices[s->device].used_bytes + e->host.used_bytes;
-    if (!p->started || !gathers || s->migration.family != NULL || s->schedule.phase != PHASE_NONE) {
-        return false;
-    }
-    if (used > p->used_most) { /* which has an end: the budgets */
+    if (used > p->used_most) {
         p->used_most = used;
         p->started_ms = e->now_ms;
     }
+}
+
+static bool is_expired(const struct kvt_engine *e, const struct session *s,
+                       const struct pending *p) {
     return !memory_is_made(e, s, p) && e->now_ms >= pending_deadline_ms(e, s, p);
 }
 
@@ -290,7 +298,11 @@ void queue_expire(struct kvt_engine *e, struct session *s) {
         if (p->started && e->now_ms - p->since_ms >= ASK_AGAIN_MS) {
             dev_take_from_younger(e, s, p->since_ms);
         }
-        if (!is_expired(e, s, p)) {
+        bool waits = waits_for_memory(e, s, p);
+        if (waits) {
+            clock_renew(e, s, p);
+        }
+        if (!waits || !is_expired(e, s, p)) {
             i++;
             continue;
         }
