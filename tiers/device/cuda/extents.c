@@ -1,9 +1,5 @@
 /* Extents of the cuda device; see extents.h.
  *
- * Key and pins work as in ../cpu/extents.c: the copy thread pins first and then reads the key, the
- * control thread takes the key away first and then reads the pins, so an extent that goes away under
- * a copy is noticed by one of the two.
- *
  * A VMM allocation's handle is released once it is exported and mapped: the mapping keeps the
  * memory, and so do the exported fd and every import. What an importer still maps after
  * kvt_cuda_extents_remove is not free; the engine removes only what nobody maps.
@@ -12,7 +8,7 @@
 
 #include "proto/errors.h"
 #include "proto/limits.h"
-#include "tiers/engine/assert.h"
+#include "tiers/device/extent_table.h"
 #include "tiers/host/machine.h"
 
 #include <fcntl.h>
@@ -21,37 +17,25 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { EXTENTS_MAX = 65536 };
-#define KEY_LIVE (UINT64_C(1) << 32)
-
-struct extent {
-    uint64_t key;  /* atomic */
-    uint32_t pins; /* atomic, written by the copy thread */
-    CUdeviceptr address;
-    uint64_t bytes;
-};
-
 struct kvt_cuda_extents {
     struct kvt_cuda_extents_config config;
     const struct kvt_cuda_api *api;
-    uint64_t used_bytes; /* control thread */
-    struct extent extents[EXTENTS_MAX];
+    struct kvt_extent_table *table; /* addresses are the GPU's */
 };
 
 int kvt_cuda_extents_create(const struct kvt_cuda_extents_config *c,
                             struct kvt_cuda_extents **out) {
+    struct kvt_extent_table_config t = {
+        .what = "device cuda", .budget_bytes = c->budget_bytes, .granule_bytes = c->granule_bytes};
     struct kvt_cuda_extents *e = calloc(1, sizeof(*e));
-    if (!e) {
+    if (!e || kvt_extent_table_create(&t, &e->table) != 0) {
+        free(e);
         return -KVT_ENOMEM;
     }
     e->config = *c;
     e->api = c->api;
     *out = e;
     return 0;
-}
-
-static struct extent *extent_of(struct kvt_cuda_extents *e, uint32_t extent) {
-    return &e->extents[extent % EXTENTS_MAX];
 }
 
 /* Writes the sentence and returns the code. Of memory that is not there: EQUOTA, which the engine
@@ -159,43 +143,16 @@ static int ipc_create(const struct kvt_cuda_extents *e, uint64_t bytes, CUdevice
 }
 
 /* 0, or what failed. */
-static CUresult release(const struct kvt_cuda_extents *e, const struct extent *x) {
+static CUresult release(const struct kvt_cuda_extents *e, CUdeviceptr address, uint64_t bytes) {
     if (e->config.kind == KVT_EXTENT_IPC) {
-        return e->api->cuMemFree(x->address);
+        return e->api->cuMemFree(address);
     }
-    CUresult error = e->api->cuMemUnmap(x->address, x->bytes);
-    CUresult freed = e->api->cuMemAddressFree(x->address, x->bytes);
+    CUresult error = e->api->cuMemUnmap(address, bytes);
+    CUresult freed = e->api->cuMemAddressFree(address, bytes);
     return error != CUDA_SUCCESS ? error : freed;
 }
 
 /* ---- add and remove -------------------------------------------------------------------------- */
-
-static int check(const struct kvt_cuda_extents *e, const struct extent *x, uint32_t extent,
-                 uint64_t bytes, char *text) {
-    char size[KVT_SIZE_TEXT_BYTES];
-    char left[KVT_SIZE_TEXT_BYTES];
-    char budget[KVT_SIZE_TEXT_BYTES];
-    if (bytes == 0 || bytes % e->config.granule_bytes != 0) {
-        snprintf(text, KVT_TEXT_BYTES,
-                 "device cuda: extent %u of %llu bytes: the size must be a multiple of %llu",
-                 extent, (unsigned long long)bytes, (unsigned long long)e->config.granule_bytes);
-        return -KVT_EINVAL;
-    }
-    if (x->key != 0) {
-        snprintf(text, KVT_TEXT_BYTES, "device cuda: extent %u: its place is taken by extent %u",
-                 extent, (uint32_t)x->key);
-        return -KVT_EEXIST;
-    }
-    if (bytes > e->config.budget_bytes - e->used_bytes) {
-        snprintf(text, KVT_TEXT_BYTES,
-                 "device cuda: extent of %s wanted, %s left of the budget of %s",
-                 kvt_size_text(bytes, size),
-                 kvt_size_text(e->config.budget_bytes - e->used_bytes, left),
-                 kvt_size_text(e->config.budget_bytes, budget));
-        return -KVT_EQUOTA;
-    }
-    return 0;
-}
 
 /* Before anybody else can see it: it may hold another tenant's bytes. */
 static int zero(const struct kvt_cuda_extents *e, CUdeviceptr address, uint64_t bytes, char *text) {
@@ -208,59 +165,51 @@ static int zero(const struct kvt_cuda_extents *e, CUdeviceptr address, uint64_t 
 
 int kvt_cuda_extents_add(struct kvt_cuda_extents *e, uint32_t extent, uint64_t bytes,
                          struct kvt_export *out, char *text) {
-    struct extent *x = extent_of(e, extent);
     struct kvt_export export = {.fd = -1};
-    struct extent made = {.bytes = bytes};
-    int rc = check(e, x, extent, bytes, text);
+    CUdeviceptr address = 0;
+    int rc = kvt_extent_table_check(e->table, extent, bytes, text);
     if (rc != 0) {
         return rc;
     }
-    rc = e->config.kind == KVT_EXTENT_IPC ? ipc_create(e, bytes, &made.address, &export, text)
-                                          : vmm_create(e, bytes, &made.address, &export, text);
+    rc = e->config.kind == KVT_EXTENT_IPC ? ipc_create(e, bytes, &address, &export, text)
+                                          : vmm_create(e, bytes, &address, &export, text);
     if (rc != 0) {
         return rc;
     }
-    rc = zero(e, made.address, bytes, text);
+    rc = zero(e, address, bytes, text);
     if (rc != 0) {
-        (void)release(e, &made);
+        (void)release(e, address, bytes);
         if (export.fd >= 0) {
             close(export.fd);
         }
         return rc;
     }
-    x->address = made.address;
-    x->bytes = bytes;
-    e->used_bytes += bytes;
-    __atomic_store_n(&x->key, KEY_LIVE + extent, __ATOMIC_SEQ_CST);
+    kvt_extent_table_put(e->table, extent, address, bytes);
     *out = export;
     return 0;
 }
 
 int kvt_cuda_extents_remove(struct kvt_cuda_extents *e, uint32_t extent, char *text) {
-    struct extent *x = extent_of(e, extent);
-    if (x->key != KEY_LIVE + extent) {
-        snprintf(text, KVT_TEXT_BYTES, "device cuda: extent %u: %s", extent,
-                 kvt_error_text(KVT_ENOENT));
-        return -KVT_ENOENT;
+    uint64_t address;
+    uint64_t bytes;
+    int rc = kvt_extent_table_take(e->table, extent, &address, &bytes, text);
+    if (rc != 0) {
+        return rc;
     }
-    __atomic_store_n(&x->key, 0, __ATOMIC_SEQ_CST);
-    KVT_ASSERT(__atomic_load_n(&x->pins, __ATOMIC_SEQ_CST) == 0);
-    CUresult error = release(e, x);
-    e->used_bytes -= x->bytes;
-    return error == CUDA_SUCCESS ? 0 : failed(e, "giving it back", x->bytes, error, text);
+    CUresult error = release(e, address, bytes);
+    return error == CUDA_SUCCESS ? 0 : failed(e, "giving it back", bytes, error, text);
 }
 
 void kvt_cuda_extents_free(struct kvt_cuda_extents *e) {
+    uint64_t address;
+    uint64_t bytes;
     if (!e) {
         return;
     }
-    for (uint32_t i = 0; e->used_bytes > 0 && i < EXTENTS_MAX; i++) {
-        struct extent *x = &e->extents[i];
-        if (x->key != 0) {
-            e->used_bytes -= x->bytes;
-            (void)release(e, x);
-        }
+    while (kvt_extent_table_take_any(e->table, &address, &bytes) == 0) {
+        (void)release(e, address, bytes);
     }
+    kvt_extent_table_free(e->table);
     free(e);
 }
 
@@ -268,16 +217,9 @@ void kvt_cuda_extents_free(struct kvt_cuda_extents *e) {
 
 CUdeviceptr kvt_cuda_extents_pin(struct kvt_cuda_extents *e, uint32_t extent, uint64_t offset,
                                  uint64_t bytes) {
-    struct extent *x = extent_of(e, extent);
-    __atomic_add_fetch(&x->pins, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&x->key, __ATOMIC_SEQ_CST) == KEY_LIVE + extent && offset <= x->bytes &&
-        bytes <= x->bytes - offset) {
-        return x->address + offset;
-    }
-    kvt_cuda_extents_unpin(e, extent);
-    return 0;
+    return kvt_extent_table_pin(e->table, extent, offset, bytes);
 }
 
 void kvt_cuda_extents_unpin(struct kvt_cuda_extents *e, uint32_t extent) {
-    __atomic_sub_fetch(&extent_of(e, extent)->pins, 1, __ATOMIC_SEQ_CST);
+    kvt_extent_table_unpin(e->table, extent);
 }
