@@ -89,7 +89,6 @@ void kvt_extent_table_put(struct kvt_extent_table *t, uint32_t extent, uint64_t 
 
 static void take(struct kvt_extent_table *t, struct extent *x, uint64_t *address, uint64_t *bytes) {
     __atomic_store_n(&x->key, 0, __ATOMIC_SEQ_CST);
-    KVT_ASSERT(__atomic_load_n(&x->pins, __ATOMIC_SEQ_CST) == 0);
     t->used_bytes -= x->bytes;
     *address = x->address;
     *bytes = x->bytes;
@@ -104,6 +103,7 @@ int kvt_extent_table_take(struct kvt_extent_table *t, uint32_t extent, uint64_t 
         return -KVT_ENOENT;
     }
     take(t, x, address, bytes);
+    KVT_ASSERT(__atomic_load_n(&x->pins, __ATOMIC_SEQ_CST) == 0);
     return 0;
 }
 

@@ -34,7 +34,8 @@ void kvt_extent_table_put(struct kvt_extent_table *t, uint32_t extent, uint64_t 
  * -KVT_ENOENT with a sentence. */
 int kvt_extent_table_take(struct kvt_extent_table *t, uint32_t extent, uint64_t *address,
                           uint64_t *bytes, char *text) __attribute__((warn_unused_result));
-/* Control thread. Takes any one that is left; -KVT_ENOENT: none is. */
+/* At the end, when no thread copies any more. Takes any one that is left, pinned or not; -KVT_ENOENT:
+ * none is. */
 int kvt_extent_table_take_any(struct kvt_extent_table *t, uint64_t *address, uint64_t *bytes)
     __attribute__((warn_unused_result));
 
