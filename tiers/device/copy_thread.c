@@ -49,7 +49,7 @@ static void flight_begin(struct kvt_device *d, uint32_t tag, struct kvt_device_f
     *f = flight;
     f->used = true;
     if (f->speed) {
-        kvt_speed_begin(f->speed, now_ns());
+        f->sample = kvt_speed_begin(f->speed, now_ns());
     }
     d->in_flight++;
 }
@@ -59,7 +59,7 @@ static void flight_end(struct kvt_device *d, uint32_t tag, bool ok) {
     struct kvt_device_flight *f = &d->flights[tag];
     KVT_ASSERT(f->used);
     if (f->speed) {
-        kvt_speed_end(f->speed, ok ? f->bytes : 0, now_ns());
+        kvt_speed_end(f->speed, f->sample, ok ? f->bytes : 0, now_ns());
     }
     f->used = false;
     d->in_flight--;

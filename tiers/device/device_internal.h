@@ -67,6 +67,7 @@ struct kvt_device_flight {
     bool used;
     uint64_t bytes;          /* 0: a post */
     struct kvt_speed *speed; /* that it counts to, or NULL */
+    uint32_t sample;         /* of that speed, in which it began */
 };
 
 struct kvt_device {
