@@ -274,8 +274,9 @@ static bool find_cache(const struct kvt_session *asker, uint32_t cache,
 /* What the link allows, and how much of it was achieved. */
 static void add_ceiling(struct kvt_daemon *d, uint32_t device, uint64_t step_ns,
                         Kvt__PlanReply *r) {
-    uint64_t from = 0;
-    kvt_device_speed(d->tiers.devices[device].device, &r->link_bytes_per_s, &from);
+    struct kvt_link link;
+    kvt_device_link(d->tiers.devices[device].device, &link);
+    r->link_bytes_per_s = link.to_bytes_per_s;
     if (r->link_bytes_per_s == 0 || r->to_device_bytes_per_step == 0) {
         return;
     }

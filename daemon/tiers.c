@@ -103,6 +103,21 @@ static void extent_created(struct kvt_tiers *t, struct kvt_device_event *event) 
 
 /* ---- events ---------------------------------------------------------------------------------------- */
 
+static void measured(const char *name, const struct kvt_device_event *e) {
+    char to[KVT_UNIT_TEXT_BYTES];
+    char from[KVT_UNIT_TEXT_BYTES];
+    if (e->code != 0) {
+        kvt_log(KVT_LOG_WARNING,
+                "device %s: its link cannot be measured, so plans have no ceiling before large "
+                "copies were made: %s",
+                name, e->text);
+    } else if (e->link.to_bytes_per_s != 0) {
+        kvt_log(KVT_LOG_INFO, "device %s: link measured: %s/s to it, %s/s from it", name,
+                kvt_size_about(e->link.to_bytes_per_s, to),
+                kvt_size_about(e->link.from_bytes_per_s, from));
+    }
+}
+
 static void device_event(struct kvt_tier_device *d, struct kvt_device_event *event) {
     struct kvt_daemon *daemon = d->daemon;
     struct kvt_tiers *t = &daemon->tiers;
@@ -148,6 +163,9 @@ static void device_event(struct kvt_tier_device *d, struct kvt_device_event *eve
         }
         break;
     }
+    case KVT_DEVICE_MEASURED:
+        measured(daemon->config.devices[d->index].name, event);
+        break;
     default:
         KVT_ASSERT(false);
     }
@@ -335,6 +353,12 @@ int kvt_tiers_start(struct kvt_tiers *t, struct kvt_daemon *d, char *text) {
         rc = start_device(t, i, plugin_dir(&d->config, plugins, sizeof(plugins)), text);
     }
     return rc;
+}
+
+void kvt_tiers_measure(struct kvt_tiers *t) {
+    for (uint32_t i = 0; i < t->device_count; i++) {
+        kvt_tiers_command(t, i, &(struct kvt_device_command){.kind = KVT_DEVICE_MEASURE});
+    }
 }
 
 void kvt_tiers_stop(struct kvt_tiers *t) {

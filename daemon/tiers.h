@@ -49,6 +49,8 @@ struct kvt_tiers {
 int kvt_tiers_start(struct kvt_tiers *t, struct kvt_daemon *d, char *text)
     __attribute__((warn_unused_result));
 void kvt_tiers_stop(struct kvt_tiers *t);
+/* Has each device measure its link. Once, before there is a worker. */
+void kvt_tiers_measure(struct kvt_tiers *t);
 
 /* To a device, in order, however full its queue is. Takes over c->program. */
 void kvt_tiers_command(struct kvt_tiers *t, uint32_t device, const struct kvt_device_command *c);

@@ -158,6 +158,17 @@ static void act_wake(struct kvt_driver *d) {
     cpu->wake(d);
 }
 
+static int act_measure(struct kvt_driver *d, struct kvt_link *out, char *text) {
+    (void)d;
+    __atomic_add_fetch(&kvt_act.measured, 1, __ATOMIC_RELAXED);
+    if (kvt_act.unmeasured) {
+        snprintf(text, KVT_TEXT_BYTES, "no clock today");
+        return -KVT_ESYS;
+    }
+    *out = kvt_act.link;
+    return 0;
+}
+
 const struct kvt_driver_ops kvt_act_driver_ops = {.abi = KVT_DRIVER_ABI,
                                                   .name = "act",
                                                   .open = act_open,
@@ -172,4 +183,5 @@ const struct kvt_driver_ops kvt_act_driver_ops = {.abi = KVT_DRIVER_ABI,
                                                   .post = act_post,
                                                   .poll = act_poll,
                                                   .wait = act_wait,
-                                                  .wake = act_wake};
+                                                  .wake = act_wake,
+                                                  .measure = act_measure};

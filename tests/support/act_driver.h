@@ -20,7 +20,10 @@ struct kvt_act {
     uint32_t waits;        /* atomic: calls of wait */
     uint32_t pages;        /* atomic: added and not removed */
     uint32_t closed;
-    bool hold; /* atomic: extent_create waits */
+    bool hold;            /* atomic: extent_create waits */
+    struct kvt_link link; /* what measuring finds */
+    bool unmeasured;      /* measuring fails */
+    uint32_t measured;    /* atomic: calls of measure */
 };
 extern struct kvt_act kvt_act;
 extern const struct kvt_driver_ops kvt_act_driver_ops;

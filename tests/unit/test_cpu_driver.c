@@ -316,6 +316,45 @@ static void test_host_memory_comes_and_goes(void) {
     stop();
 }
 
+/* ---- the link ---------------------------------------------------------------------------------- */
+
+/* Each time in all the budget that it may take, and nothing of it is left. */
+static void check_measure(uint64_t budget_bytes, uint32_t copy_threads, bool measured) {
+    struct kvt_link link = {7, 7};
+    start(budget_bytes, copy_threads);
+    CU_ASSERT_EQUAL(ops->measure(driver, &link, text), 0);
+    if (measured) {
+        CU_ASSERT_TRUE(link.to_bytes_per_s > 16 * MIB);
+        CU_ASSERT_TRUE(link.to_bytes_per_s < UINT64_C(1) << 44);
+        CU_ASSERT_TRUE(link.from_bytes_per_s > 16 * MIB);
+    } else {
+        CU_ASSERT_EQUAL(link.to_bytes_per_s, 0);
+        CU_ASSERT_EQUAL(link.from_bytes_per_s, 0);
+    }
+    munmap(extent(1, budget_bytes), budget_bytes);
+    stop();
+}
+
+static void test_measure(void) {
+    check_measure(16 * MIB, 0, true);
+    check_measure(16 * MIB, 2, true);
+    check_measure(32 * MIB, 20, true);
+    check_measure(MIB, 2, true);
+    check_measure(MIB - 4096, 2, false); /* too little to say anything */
+}
+
+/* Memory is taken from the budget: what is not there is an error, and no crash. */
+static void test_measure_without_memory(void) {
+    struct kvt_link link = {7, 7};
+    start(4 * MIB, 2);
+    munmap(extent(2, 3 * MIB), 3 * MIB);
+    CU_ASSERT_EQUAL(ops->measure(driver, &link, text), -KVT_EQUOTA);
+    CU_ASSERT_PTR_NOT_NULL(strstr(text, "extent of 2 MiB wanted, 1 MiB left"));
+    CU_ASSERT_EQUAL(link.to_bytes_per_s, 7); /* written on success only */
+    munmap(extent(1, 1 * MIB), 1 * MIB);
+    stop();
+}
+
 /* ---- posts and sleep --------------------------------------------------------------------------- */
 
 static struct kvt_control_page page;
@@ -440,6 +479,8 @@ int main(void) {
         {"many copies in flight", test_many_copies_in_flight},
         {"refuses places that are not there", test_refuses_places_that_are_not_there},
         {"host memory comes and goes", test_host_memory_comes_and_goes},
+        {"measure", test_measure},
+        {"measure without memory", test_measure_without_memory},
         {"posts", test_posts},
         {"no store is lost", test_no_store_is_lost},
         {"no store is lost without FUTEX_WAITV", test_no_store_is_lost_without_waitv},

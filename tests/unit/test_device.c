@@ -385,31 +385,6 @@ static void test_sleeps_when_idle(void) {
     stop();
 }
 
-static void test_speed(void) {
-    uint64_t to = 1;
-    uint64_t from = 1;
-    start();
-    kvt_device_speed(rig.device, &to, &from);
-    CU_ASSERT_EQUAL(to, 0);
-    CU_ASSERT_EQUAL(from, 0);
-    kvt_rig_open(&rig, 0, pages[0]);
-    kvt_rig_submit(&rig, fills(0, 1, 4, 4 * MIB));
-    for (uint32_t i = 1; i <= 4; i++) {
-        expect_completion(0, i, KVT_DONE, 4 * MIB);
-    }
-    kvt_device_speed(rig.device, &to, &from);
-    CU_ASSERT_TRUE(to > MIB);
-    CU_ASSERT_TRUE(to < UINT64_C(1) << 50);
-    CU_ASSERT_EQUAL(from, 0);
-    struct kvt_program *p = kvt_rig_program(0, 1);
-    kvt_rig_op(p, KVT_OP_COPY, 5, 0, kvt_on_device(EXTENT, 0), kvt_on_host(0), 4 * MIB);
-    kvt_rig_submit(&rig, p);
-    expect_completion(0, 5, KVT_DONE, 4 * MIB);
-    kvt_device_speed(rig.device, &to, &from);
-    CU_ASSERT_TRUE(from > MIB);
-    stop();
-}
-
 /* ---- a driver that fails ----------------------------------------------------------------------- */
 
 static void test_copies_refused(void) {
@@ -573,7 +548,6 @@ int main(void) {
         {"info and limits", test_info_and_limits},
         {"stop in the middle", test_stop_in_the_middle},
         {"sleeps when idle", test_sleeps_when_idle},
-        {"speed", test_speed},
         {"copies refused", test_copies_refused},
         {"lost in copy", test_lost_in_copy},
         {"lost in post", test_lost_in_post},

@@ -56,6 +56,18 @@ static void answer_ask(struct kvt_device *d, const struct kvt_ask *ask) {
     emit(d, &e);
 }
 
+/* No copy is in flight: there is no extent yet, and this thread makes them. */
+static void measure(struct kvt_device *d, struct kvt_device_event *e) {
+    if (!d->ops->measure) {
+        return;
+    }
+    e->code = d->ops->measure(d->driver, &e->link, e->text);
+    if (e->code == 0) {
+        kvt_speed_start(&d->speed_to, e->link.to_bytes_per_s);
+        kvt_speed_start(&d->speed_from, e->link.from_bytes_per_s);
+    }
+}
+
 static void carry_out(struct kvt_device *d, const struct kvt_device_command *c) {
     struct kvt_device_event e = {
         .extent = c->extent, .offset = c->offset, .bytes = c->bytes, .exported.fd = -1};
@@ -75,6 +87,10 @@ static void carry_out(struct kvt_device *d, const struct kvt_device_command *c) 
     case KVT_DEVICE_HOST_REMOVED:
         e.kind = KVT_DEVICE_HOST_GONE;
         e.code = d->ops->host_removed(d->driver, c->offset, c->bytes, e.text);
+        break;
+    case KVT_DEVICE_MEASURE:
+        e.kind = KVT_DEVICE_MEASURED;
+        measure(d, &e);
         break;
     default:
         KVT_ASSERT(!"a command of the control thread");

@@ -184,7 +184,7 @@ int kvt_device_command(struct kvt_device *d, const struct kvt_device_command *c)
         return 0;
     default:
         KVT_ASSERT(c->kind >= KVT_DEVICE_EXTENT_CREATE);
-        KVT_ASSERT(c->kind <= KVT_DEVICE_HOST_REMOVED);
+        KVT_ASSERT(c->kind <= KVT_DEVICE_MEASURE);
         if (!kvt_queue_push(d->control_commands, c)) {
             return -KVT_EBUSY;
         }
@@ -226,8 +226,7 @@ bool kvt_device_event(struct kvt_device *d, struct kvt_device_event *out) {
     return true;
 }
 
-void kvt_device_speed(const struct kvt_device *d, uint64_t *to_bytes_per_s,
-                      uint64_t *from_bytes_per_s) {
-    *to_bytes_per_s = kvt_speed_get(&d->speed_to);
-    *from_bytes_per_s = kvt_speed_get(&d->speed_from);
+void kvt_device_link(const struct kvt_device *d, struct kvt_link *out) {
+    out->to_bytes_per_s = kvt_speed_get(&d->speed_to);
+    out->from_bytes_per_s = kvt_speed_get(&d->speed_from);
 }

@@ -21,7 +21,7 @@
 
 /* ---- what a driver implements ----------------------------------------------------------------- */
 
-#define KVT_DRIVER_ABI          2
+#define KVT_DRIVER_ABI          3
 #define KVT_DRIVER_INFLIGHT_MAX 256                           /* copies in flight */
 #define KVT_DRIVER_TAGS_MAX     (2 * KVT_DRIVER_INFLIGHT_MAX) /* tags of copies and posts: below it */
 
@@ -50,6 +50,12 @@ struct kvt_export {
     uint32_t kind; /* enum kvt_extent_kind */
     int fd;        /* FD; otherwise -1 */
     uint8_t handle[64];
+};
+
+/* How fast large copies go with nothing beside them. 0: not measured. */
+struct kvt_link {
+    uint64_t to_bytes_per_s; /* towards the device */
+    uint64_t from_bytes_per_s;
 };
 
 struct kvt_driver; /* the driver's own state */
@@ -91,6 +97,11 @@ struct kvt_driver_ops {
                  const uint32_t *seen, uint32_t count, uint32_t timeout_us);
     /* Any thread: ends a `wait`, now or the next one. */
     void (*wake)(struct kvt_driver *d);
+    /* Control thread, at most once and before the first extent, so that nothing else is copied:
+     * measures the link, in some milliseconds. What it needs for that is within the budget, and given
+     * back when this returns; where the budget is too small to say anything, *out says 0. NULL is
+     * allowed. */
+    int (*measure)(struct kvt_driver *d, struct kvt_link *out, char *text);
     /* Control thread, after the copy thread got -KVT_EDEVICE: what the device said of it, into
      * text[KVT_TEXT_BYTES]. NULL is allowed. */
     void (*explain)(struct kvt_driver *d, char *text);
@@ -128,6 +139,7 @@ enum kvt_device_command_kind {
     KVT_DEVICE_EXTENT_DESTROY, /* extent */
     KVT_DEVICE_HOST_ADDED,     /* offset, bytes */
     KVT_DEVICE_HOST_REMOVED,   /* offset, bytes */
+    KVT_DEVICE_MEASURE,        /* the link; before the first extent, and once at most */
 };
 
 struct kvt_device_command {
@@ -151,6 +163,8 @@ enum kvt_device_event_kind {
     KVT_DEVICE_LOST,             /* code, text: nothing works any more */
     KVT_DEVICE_SESSION_FAILED,   /* session, code, text: its page could not be registered. Copies
                                     complete as KVT_FAILED, nothing is posted: end the session */
+    KVT_DEVICE_MEASURED,         /* code, link: answer to MEASURE. A failure, with its text, leaves
+                                    the link unknown and everything else as it is */
 };
 
 struct kvt_device_event {
@@ -162,6 +176,7 @@ struct kvt_device_event {
     uint64_t bytes;
     struct kvt_completion completion;
     struct kvt_export exported;
+    struct kvt_link link;
     char text[KVT_TEXT_BYTES];
 };
 
@@ -178,8 +193,8 @@ int kvt_device_command(struct kvt_device *d, const struct kvt_device_command *c)
 /* Loop thread. Takes the next event; false: none. */
 bool kvt_device_event(struct kvt_device *d, struct kvt_device_event *out);
 
-/* Bytes per second seen so far by copies towards and away from the device; 0: not yet known. */
-void kvt_device_speed(const struct kvt_device *d, uint64_t *to_bytes_per_s,
-                      uint64_t *from_bytes_per_s);
+/* What the link can do: as measured at the start, or as copies were seen to go since, if that is
+ * more; 0: not yet known. Any thread. */
+void kvt_device_link(const struct kvt_device *d, struct kvt_link *out);
 
 #endif

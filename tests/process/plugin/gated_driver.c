@@ -1,5 +1,5 @@
 /* A driver plug-in that is the cpu driver, except that it refuses every control page, and not before the
- * file $KVT_REFUSE_PAGES is there. It goes by the name of cuda.
+ * file $KVT_REFUSE_PAGES is there, and cannot measure its link. It goes by the name of cuda.
  *
  * Thread: the control thread.
  */
@@ -24,6 +24,13 @@ static int gated_page_added(struct kvt_driver *d, uint32_t session, struct kvt_c
     return -KVT_EDEVICE;
 }
 
+static int no_measure(struct kvt_driver *d, struct kvt_link *out, char *text) {
+    (void)d;
+    (void)out;
+    (void)snprintf(text, KVT_TEXT_BYTES, "no clock today");
+    return -KVT_ESYS;
+}
+
 __attribute__((visibility("default"))) const struct kvt_driver_ops *kvt_driver_ops_get(void);
 
 const struct kvt_driver_ops *kvt_driver_ops_get(void) {
@@ -31,5 +38,6 @@ const struct kvt_driver_ops *kvt_driver_ops_get(void) {
     ops = kvt_cpu_driver_ops;
     ops.name = "cuda";
     ops.page_added = gated_page_added;
+    ops.measure = no_measure;
     return &ops;
 }

@@ -11,6 +11,7 @@
 #include "proto/errors.h"
 #include "tiers/device/counter.h"
 #include "tiers/device/cpu/extents.h"
+#include "tiers/device/cpu/measure.h"
 #include "tiers/device/cpu/page_map.h"
 #include "tiers/device/cpu/pool.h"
 #include "tiers/device/device.h"
@@ -27,6 +28,8 @@ enum { SESSIONS_MAX = 65536 };
 enum { WATCHED_MAX = KVT_FUTEX_WATCH_MAX - 1, UNWATCHED_US = 200 };
 
 struct kvt_driver {
+    uint64_t budget_bytes;
+    uint32_t copy_threads;
     uint8_t *host_base; /* borrowed */
     struct kvt_page_map *host_pages;
     struct kvt_extents *extents;
@@ -64,6 +67,8 @@ static int cpu_open(const struct kvt_driver_config *c, struct kvt_driver **out,
         rc = -KVT_ENOMEM;
         goto fail;
     }
+    d->budget_bytes = c->budget_bytes;
+    d->copy_threads = c->copy_threads;
     d->host_base = c->host_base;
     rc = kvt_page_map_create(c->host_bytes, &d->host_pages);
     if (rc != 0) {
@@ -108,6 +113,10 @@ static int cpu_extent_create(struct kvt_driver *d, uint32_t extent, uint64_t byt
 
 static int cpu_extent_destroy(struct kvt_driver *d, uint32_t extent, char *text) {
     return kvt_extents_remove(d->extents, extent, text);
+}
+
+static int cpu_measure(struct kvt_driver *d, struct kvt_link *out, char *text) {
+    return kvt_cpu_measure(d->extents, d->budget_bytes, d->copy_threads, out, text);
 }
 
 static int host_changed(struct kvt_driver *d, uint64_t offset, uint64_t bytes, bool there,
@@ -263,4 +272,5 @@ const struct kvt_driver_ops kvt_cpu_driver_ops = {
     .poll = cpu_poll,
     .wait = cpu_wait,
     .wake = cpu_wake,
+    .measure = cpu_measure,
 };
