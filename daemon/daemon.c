@@ -243,8 +243,7 @@ static void front_ready(void *context) {
             (long)getpid(), d->config.runtime_dir,
             kvt_size_exact(d->config.host_budget_bytes, host));
     kvt_notify("READY=1");
-    kvt_tiers_measure(
-        &d->tiers); /* now: the start does not wait for it, nor share the cores with it */
+    kvt_tiers_measure(&d->tiers); /* not earlier: the start would share its cores with it */
 }
 
 static int start_front(struct kvt_daemon *d) {

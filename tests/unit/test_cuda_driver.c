@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #define MIB          (UINT64_C(1) << 20)
+#define GIB          (UINT64_C(1) << 30)
 #define EXTENT_BYTES (4 * MIB)
 #define ARENA_BYTES  (160 * MIB)
 
@@ -274,6 +275,45 @@ static void test_many_in_flight(void) {
     ops->close(driver);
 }
 
+/* ---- the link ---------------------------------------------------------------------------------- */
+
+static void check_measure(uint64_t budget_bytes, bool measured) {
+    struct kvt_link link = {7, 7};
+    CU_ASSERT_EQUAL_FATAL(open_with((struct kvt_driver_config){.budget_bytes = budget_bytes}), 0);
+    CU_ASSERT_EQUAL(ops->measure(driver, &link, text), 0);
+    CU_ASSERT_EQUAL(link.to_bytes_per_s > 0, measured);
+    CU_ASSERT_EQUAL(link.from_bytes_per_s > 0, measured);
+    CU_ASSERT_TRUE(link.to_bytes_per_s <= GIB);
+    CU_ASSERT_TRUE(link.from_bytes_per_s <= GIB);
+    ops->close(driver);
+}
+
+static void test_measure(void) {
+    setenv("FAKE_CUDA_GIB_S", "1", 1);
+    setenv("FAKE_CUDA_MEMORY", "67108864", 1);
+    for (int i = 0; i < 5; i++) { /* nothing of the GPU's 64 MiB stays taken */
+        check_measure(64 * MIB, true);
+    }
+    check_measure(2 * MIB, true);
+    check_measure(2 * MIB - 4096, false); /* too little to say anything */
+    unsetenv("FAKE_CUDA_GIB_S");
+    /* Others have the GPU's memory: it is tried, and then it is an error. */
+    struct kvt_link link = {7, 7};
+    struct kvt_export e;
+    setenv("FAKE_CUDA_MEMORY", "16777216", 1);
+    open_driver(KVT_EXTENT_IPC);
+    CU_ASSERT_EQUAL(ops->extent_create(driver, 1, 2 * MIB, &e, text), 0);
+    CU_ASSERT_EQUAL(ops->measure(driver, &link, text), -KVT_EQUOTA);
+    CU_ASSERT_PTR_NOT_NULL(strstr(text, "measuring: cuMemAlloc: "));
+    CU_ASSERT_EQUAL(link.to_bytes_per_s, 7); /* written on success only */
+    CU_ASSERT_EQUAL(ops->extent_destroy(driver, 1, text), 0);
+    CU_ASSERT_EQUAL(ops->measure(driver, &link, text), 0);
+    CU_ASSERT_TRUE(link.to_bytes_per_s > 7);
+    CU_ASSERT_EQUAL(ops->extent_create(driver, 1, 16 * MIB, &e, text), 0);
+    unsetenv("FAKE_CUDA_MEMORY");
+    ops->close(driver);
+}
+
 /* ---- as a device ------------------------------------------------------------------------------- */
 
 struct worker {
@@ -401,6 +441,7 @@ int main(void) {
         {"copies", test_copies},
         {"posts", test_posts},
         {"many in flight", test_many_in_flight},
+        {"measure", test_measure},
         {"stream of pieces", test_stream_of_pieces},
         {"lost", test_lost},
         CU_TEST_INFO_NULL,

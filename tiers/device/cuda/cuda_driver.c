@@ -28,6 +28,7 @@
 #include "tiers/device/cuda/extents.h"
 #include "tiers/device/cuda/host_map.h"
 #include "tiers/device/cuda/host_register.h"
+#include "tiers/device/cuda/measure.h"
 #include "tiers/device/cuda/streams.h"
 #include "tiers/device/device.h"
 #include "tiers/engine/assert.h"
@@ -59,11 +60,12 @@ struct flight {
 struct kvt_driver {
     const struct kvt_cuda_api *api;
     CUdevice device;
-    CUcontext context; /* the GPU's primary one */
+    CUcontext context;      /* the GPU's primary one */
+    uint64_t measure_bytes; /* what measuring may take of device and host memory: of each */
     uint8_t *host_base;
     struct kvt_host_map *host;
     struct kvt_cuda_extents *extents;
-    CUstream control_stream; /* zeroing */
+    CUstream control_stream; /* zeroing, measuring */
     struct kvt_cuda_stream streams[STREAMS];
     struct kvt_pool *pool; /* copies inside the host arena */
     struct kvt_bell pool_bell;
@@ -284,6 +286,7 @@ static int cuda_open(const struct kvt_driver_config *c, struct kvt_driver **out,
         snprintf(text, KVT_TEXT_BYTES, "device cuda: %s", kvt_error_text(KVT_ENOMEM));
         return -KVT_ENOMEM;
     }
+    d->measure_bytes = c->budget_bytes < c->host_bytes ? c->budget_bytes : c->host_bytes;
     d->host_base = c->host_base;
     int rc = find_gpu(d, c->uuid, text);
     if (rc == 0) {
@@ -299,6 +302,11 @@ static int cuda_open(const struct kvt_driver_config *c, struct kvt_driver **out,
 }
 
 /* ---- control thread -------------------------------------------------------------------------- */
+
+static int cuda_measure(struct kvt_driver *d, struct kvt_link *out, char *text) {
+    enter(d);
+    return kvt_cuda_measure(d->api, d->control_stream, d->measure_bytes, out, text);
+}
 
 static int cuda_extent_create(struct kvt_driver *d, uint32_t extent, uint64_t bytes,
                               struct kvt_export *out, char *text) {
@@ -564,6 +572,7 @@ const struct kvt_driver_ops *kvt_driver_ops_get(void) {
         .poll = cuda_poll,
         .wait = cuda_wait,
         .wake = cuda_wake,
+        .measure = cuda_measure,
         .explain = cuda_explain,
     };
     return &ops;

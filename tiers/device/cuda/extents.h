@@ -16,7 +16,7 @@ struct kvt_cuda_extents;
 struct kvt_cuda_extents_config {
     const struct kvt_cuda_api *api;
     CUdevice device;
-    CUstream stream; /* for zeroing: nothing else is on it; borrowed */
+    CUstream stream; /* for zeroing: nothing else is under way on it; borrowed */
     uint32_t kind;   /* enum kvt_extent_kind */
     uint64_t budget_bytes;
     uint64_t granule_bytes;
