@@ -23,15 +23,13 @@ static void store(struct kvt_counter *c, uint64_t value) {
 }
 
 static void committed(struct kvt_session *s, uint64_t step) {
-    uint64_t now_ns = kvt_now_ns();
-    uint64_t took_ns = now_ns - s->committed_ns;
-    /* The average of what a working sequence of steps takes; a pause begins anew. */
-    if (s->committed_ns == 0 || took_ns > UINT64_C(2000000000)) {
-        s->step_ns = 0;
-    } else {
-        s->step_ns = s->step_ns == 0 ? took_ns : (s->step_ns * 7 + took_ns) / 8;
+    struct kvt_session_info info;
+    uint32_t at = (uint32_t)s->engine;
+    if (kvt_engine_session_info(s->daemon->engine, &at, &info) &&
+        info.session == (uint32_t)s->engine) { /* it is not gone since */
+        kvt_pace_committed(&s->pace, kvt_now_ns(), info.counters.to_device_bytes,
+                           info.counters.from_device_bytes);
     }
-    s->committed_ns = now_ns;
     store(&s->page->committed, step);
 }
 

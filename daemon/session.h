@@ -15,6 +15,7 @@
 #define KVT_DAEMON_SESSION_H
 
 #include "daemon/loop.h"
+#include "daemon/pace.h"
 #include "daemon/requests.h"
 #include "proto/attach.h"
 #include "proto/control_page.h"
@@ -73,8 +74,7 @@ struct kvt_session {
     const char *hangup;            /* why it shall be hung up; NULL: it shall not */
     struct kvt_session *settle_next;
     struct kvt_requests requests;
-    uint64_t committed_ns; /* time of the last commit; 0: none */
-    uint64_t step_ns;      /* moving average of the time between commits; 0: not known */
+    struct kvt_pace pace;
     uint64_t attached_ms;
 };
 

@@ -15,6 +15,8 @@
 /* A list's part is ended before the message is full: the largest entry has some 1,400 bytes. */
 #define PART_BYTES  (KVT_MESSAGE_BYTES_MAX - 4096)
 #define ENTRIES_MAX 512
+/* A worker that has not stepped for so long leaves the link to the others. */
+#define ACTIVE_MS 1000
 
 /* ---- copies in the arena ------------------------------------------------------------------------------ */
 
@@ -55,8 +57,9 @@ static const struct kvt_session *visible(const struct kvt_session *asker, uint32
     return s != NULL && may_see(asker, s) ? s : NULL;
 }
 
+/* `link`: NULL for the host. */
 static bool add_tier(struct kvt_arena *a, Kvt__StatusReply *r, const char *name,
-                     const struct kvt_tier_info *info) {
+                     const struct kvt_tier_info *info, const struct kvt_link *link) {
     Kvt__Tier *m = kvt_arena_alloc(a, sizeof(*m));
     if (m == NULL) {
         return false;
@@ -66,24 +69,28 @@ static bool add_tier(struct kvt_arena *a, Kvt__StatusReply *r, const char *name,
     m->budget_bytes = info->budget_bytes;
     m->used_bytes = info->used_bytes;
     m->pinned_by_dead_bytes = info->pinned_dead_bytes;
+    m->link_to_bytes_per_s = link != NULL ? link->to_bytes_per_s : 0;
+    m->link_from_bytes_per_s = link != NULL ? link->from_bytes_per_s : 0;
     r->tiers[r->n_tiers++] = m;
     return m->name != NULL;
 }
 
 static bool report_tiers(struct kvt_daemon *d, Kvt__StatusReply *r) {
     struct kvt_tier_info info;
+    struct kvt_link link;
     r->tiers = kvt_arena_alloc(&d->arena, (KVT_DEVICES_MAX + 1) * sizeof(struct Kvt__Tier *));
     if (r->tiers == NULL) {
         return false;
     }
     for (uint32_t i = 0; i < d->tiers.device_count; i++) {
         kvt_engine_device_info(d->engine, i, &info);
-        if (!add_tier(&d->arena, r, d->config.devices[i].name, &info)) {
+        kvt_device_link(d->tiers.devices[i].device, &link);
+        if (!add_tier(&d->arena, r, d->config.devices[i].name, &info, &link)) {
             return false;
         }
     }
     kvt_engine_host_info(d->engine, &info);
-    return add_tier(&d->arena, r, "host", &info);
+    return add_tier(&d->arena, r, "host", &info, NULL);
 }
 
 static const char *state_name(const struct kvt_session *s, uint32_t state) {
@@ -96,6 +103,7 @@ static const char *state_name(const struct kvt_session *s, uint32_t state) {
 static Kvt__Worker *make_worker(struct kvt_daemon *d, const struct kvt_session *s,
                                 const struct kvt_session_info *info) {
     Kvt__Worker *m = kvt_arena_alloc(&d->arena, sizeof(*m));
+    struct kvt_link link;
     if (m == NULL) {
         return NULL;
     }
@@ -111,6 +119,9 @@ static Kvt__Worker *make_worker(struct kvt_daemon *d, const struct kvt_session *
     m->host_bytes = info->host_bytes;
     m->caches = info->cache_count;
     m->idle_ms = info->idle_ms;
+    kvt_device_link(d->tiers.devices[s->device].device, &link);
+    m->step_ns = s->pace.step_ns;
+    m->ceiling_fraction = kvt_pace_of_ceiling(&s->pace, &link);
     m->counters = copy_counters(&d->arena, &info->counters);
     bool whole = m->name != NULL && m->device != NULL && m->state != NULL && m->counters != NULL;
     return whole ? m : NULL;
@@ -271,19 +282,30 @@ static bool find_cache(const struct kvt_session *asker, uint32_t cache,
     return false;
 }
 
-/* What the link allows, and how much of it was achieved. */
-static void add_ceiling(struct kvt_daemon *d, uint32_t device, uint64_t step_ns,
-                        Kvt__PlanReply *r) {
-    struct kvt_link link;
-    kvt_device_link(d->tiers.devices[device].device, &link);
-    r->link_bytes_per_s = link.to_bytes_per_s;
-    if (r->link_bytes_per_s == 0 || r->to_device_bytes_per_step == 0) {
-        return;
-    }
-    r->steps_per_s_max = (double)r->link_bytes_per_s / (double)r->to_device_bytes_per_step;
+/* What the link allows, whatever is computed. */
+static void add_ceiling(const struct kvt_link *link, uint32_t rows, Kvt__PlanReply *r) {
+    r->link_bytes_per_s = link->to_bytes_per_s;
+    r->link_from_bytes_per_s = link->from_bytes_per_s;
+    r->to_device_ns_per_step = kvt_link_ns(r->to_device_bytes_per_step, link->to_bytes_per_s);
+    r->from_device_ns_per_step = kvt_link_ns(r->from_device_bytes_per_step, link->from_bytes_per_s);
+    uint64_t step_ns =
+        kvt_link_step_ns(link, r->to_device_bytes_per_step, r->from_device_bytes_per_step);
     if (step_ns > 0) {
-        r->ceiling_fraction = 1e9 / (double)step_ns / r->steps_per_s_max;
+        r->steps_per_s_max = 1e9 / (double)step_ns;
+        r->tokens_per_s_max = rows * r->steps_per_s_max;
     }
+}
+
+/* Workers that step on the device and moved something in it lately. */
+static uint32_t link_workers(struct kvt_daemon *d, uint32_t device) {
+    struct kvt_session_info info;
+    uint32_t count = 0;
+    for (uint32_t at = 0; kvt_engine_session_info(d->engine, &at, &info);) {
+        const struct kvt_session *s = kvt_session_by_engine(&d->sessions, info.session);
+        bool active = info.state == KVT_SESSION_STEP || info.idle_ms < ACTIVE_MS;
+        count += s != NULL && info.device == device && active && s->pace.to_bytes > 0;
+    }
+    return count;
 }
 
 static int set_layers(struct kvt_daemon *d, const uint8_t *layers, uint32_t count,
@@ -314,7 +336,12 @@ static int plan_running(struct kvt_session *asker, uint32_t cache, Kvt__PlanRepl
     r->slot_bytes = info.slot_bytes;
     r->to_device_bytes_per_step = info.need_to_device_bytes;
     r->from_device_bytes_per_step = info.need_from_device_bytes;
-    add_ceiling(d, s->device, s->step_ns, r);
+    struct kvt_link link;
+    kvt_device_link(d->tiers.devices[s->device].device, &link);
+    add_ceiling(&link, info.rows, r);
+    r->step_ns = s->pace.step_ns;
+    r->ceiling_fraction = kvt_pace_of_ceiling(&s->pace, &link);
+    r->link_workers = link_workers(d, s->device);
     return set_layers(d, info.layers, info.layer_count, r);
 }
 
@@ -398,7 +425,9 @@ static int plan_new(struct kvt_session *asker, const Kvt__Plan *m, Kvt__PlanRepl
     r->host_bytes = plan.host_bytes;
     r->to_device_bytes_per_step = plan.to_device_bytes_per_step;
     r->from_device_bytes_per_step = plan.from_device_bytes_per_step;
-    add_ceiling(d, m->device, 0, r);
+    struct kvt_link link;
+    kvt_device_link(d->tiers.devices[m->device].device, &link);
+    add_ceiling(&link, d->request.options.rows, r);
     return set_layers(d, plan.layers, d->request.layout.layer_count, r);
 }
 
