@@ -196,7 +196,7 @@ static int ask(struct kvt_ctl *ctl, const struct wanted *w, Kvt__Reply **reply) 
 
 /* ---- showing ---------------------------------------------------------------------------------- */
 
-static void show_json(const Kvt__PlanReply *p) {
+static void show_json(const Kvt__PlanReply *p, bool running) {
     struct kvt_ctl_json j = {.out = stdout};
     kvt_ctl_json_begin(&j, NULL, '{');
     kvt_ctl_json_bool(&j, "fits", true);
@@ -208,11 +208,54 @@ static void show_json(const Kvt__PlanReply *p) {
     kvt_ctl_json_number(&j, "to_device_bytes_per_step", p->to_device_bytes_per_step);
     kvt_ctl_json_number(&j, "from_device_bytes_per_step", p->from_device_bytes_per_step);
     kvt_ctl_json_number(&j, "link_bytes_per_s", p->link_bytes_per_s);
+    kvt_ctl_json_number(&j, "link_from_bytes_per_s", p->link_from_bytes_per_s);
+    kvt_ctl_json_number(&j, "to_device_ns_per_step", p->to_device_ns_per_step);
+    kvt_ctl_json_number(&j, "from_device_ns_per_step", p->from_device_ns_per_step);
     kvt_ctl_json_real(&j, "steps_per_s_max", p->steps_per_s_max);
+    kvt_ctl_json_real(&j, "tokens_per_s_max", p->tokens_per_s_max);
+    if (running) {
+        kvt_ctl_json_number(&j, "step_ns", p->step_ns);
+        kvt_ctl_json_number(&j, "link_workers", p->link_workers);
+    }
     kvt_ctl_json_real(&j, "ceiling_fraction", p->ceiling_fraction);
     kvt_ctl_json_letters(&j, "layers", p->layers.data, p->layers.len);
     kvt_ctl_json_end(&j, '}');
     (void)fputc('\n', stdout);
+}
+
+/* What the link says to it, and no more: computing is not planned. */
+static void show_ceiling(const Kvt__PlanReply *p) {
+    char a[KVT_CTL_TEXT_BYTES];
+    char b[KVT_CTL_TEXT_BYTES];
+    if (p->to_device_bytes_per_step == 0 && p->from_device_bytes_per_step == 0) {
+        (void)printf("ceiling       the link sets none: nothing is streamed\n");
+    } else if (p->steps_per_s_max > 0) {
+        (void)printf("that takes    %s to the device, beside it %s from it\n",
+                     kvt_ctl_time(p->to_device_ns_per_step, a),
+                     kvt_ctl_time(p->from_device_ns_per_step, b));
+        (void)printf("ceiling       %.1f steps/s, %.1f tokens/s with one a row, by the link alone: "
+                     "computing may take longer\n",
+                     p->steps_per_s_max, p->tokens_per_s_max);
+    } else {
+        (void)printf("ceiling       not known before the link is measured\n");
+    }
+}
+
+/* Of a running cache. */
+static void show_achieved(const Kvt__PlanReply *p) {
+    char a[KVT_CTL_TEXT_BYTES];
+    if (p->step_ns > 0) {
+        (void)printf("steps take    %s, the worker's recent average\n",
+                     kvt_ctl_time(p->step_ns, a));
+    }
+    if (p->ceiling_fraction > 0) {
+        (void)printf("achieved      %.0f %% of the ceiling", 100 * p->ceiling_fraction);
+        if (p->link_workers > 1) {
+            (void)printf("; %u workers share the link, a fair share is %.0f %%", p->link_workers,
+                         100.0 / p->link_workers);
+        }
+        (void)printf("\n");
+    }
 }
 
 static void show_text(const Kvt__PlanReply *p) {
@@ -229,21 +272,14 @@ static void show_text(const Kvt__PlanReply *p) {
                  kvt_ctl_size(p->to_device_bytes_per_step, a),
                  kvt_ctl_size(p->from_device_bytes_per_step, b));
     if (p->link_bytes_per_s > 0) {
-        (void)printf("link          %s/s, measured\n", kvt_ctl_size(p->link_bytes_per_s, a));
+        (void)printf("link          %s/s to the device, %s/s from it, measured\n",
+                     kvt_ctl_size(p->link_bytes_per_s, a),
+                     kvt_ctl_size(p->link_from_bytes_per_s, b));
     } else {
         (void)printf("link          not measured yet\n");
     }
-    if (p->steps_per_s_max > 0) {
-        (void)printf("ceiling       %.1f steps/s (one token a row each), by the link\n",
-                     p->steps_per_s_max);
-    } else {
-        (void)printf("ceiling       %s\n", p->to_device_bytes_per_step == 0
-                                               ? "the link sets none: nothing is streamed"
-                                               : "not known before the link is measured");
-    }
-    if (p->ceiling_fraction > 0) {
-        (void)printf("achieved      %.0f %% of the ceiling\n", 100 * p->ceiling_fraction);
-    }
+    show_ceiling(p);
+    show_achieved(p);
 }
 
 static void show_shortage_json(const struct kvt_client *client) {
@@ -299,7 +335,7 @@ int kvt_ctl_plan(struct kvt_ctl *ctl) {
         return rc;
     }
     if (ctl->json) {
-        show_json(reply->plan);
+        show_json(reply->plan, w.cache != 0);
     } else {
         show_text(reply->plan);
     }

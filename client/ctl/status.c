@@ -96,6 +96,15 @@ static void cell_count(struct kvt_ctl_table *t, uint64_t n) {
     kvt_ctl_cell(t, kvt_ctl_count(n, text));
 }
 
+static void cell_speed(struct kvt_ctl_table *t, uint64_t bytes_per_s) {
+    char text[KVT_CTL_TEXT_BYTES];
+    if (bytes_per_s == 0) {
+        kvt_ctl_cell(t, "-");
+    } else {
+        kvt_ctl_cellf(t, "%s/s", kvt_ctl_size(bytes_per_s, text));
+    }
+}
+
 /* Frees the bar. */
 static void cell_bar(struct kvt_ctl_table *t, char *bar) {
     kvt_ctl_cell(t, bar);
@@ -103,25 +112,29 @@ static void cell_bar(struct kvt_ctl_table *t, char *bar) {
 }
 
 static void print_tiers(const struct look *l) {
-    struct kvt_ctl_table t = {.headers = {"TIER", ">USED", ">BUDGET", "", ">PINNED BY STOPPED"}};
+    struct kvt_ctl_table t = {
+        .headers = {"TIER", ">USED", ">BUDGET", "", ">PINNED", ">LINK TO", ">LINK FROM"}};
     const Kvt__Tier *tier;
     FOR_EACH(l, tiers, tier) {
         cell_text(&t, tier->name);
         cell_size(&t, tier->used_bytes);
         cell_size(&t, tier->budget_bytes);
-        cell_bar(&t, kvt_ctl_fill_bar(tier->used_bytes, tier->budget_bytes, 24));
+        cell_bar(&t, kvt_ctl_fill_bar(tier->used_bytes, tier->budget_bytes, 16));
         cell_size(&t, tier->pinned_by_dead_bytes);
+        cell_speed(&t, tier->link_to_bytes_per_s);
+        cell_speed(&t, tier->link_from_bytes_per_s);
     }
     kvt_ctl_table_print(&t, stdout);
 }
 
 static void print_workers(const struct look *l) {
     struct kvt_ctl_table t = {.headers = {">SESSION", "NAME", ">PID", ">UID", "KIND", "DEVICE",
-                                          "STATE", ">CACHES", ">DEVICE BYTES", ">HOST BYTES",
-                                          ">IDLE"}};
+                                          "STATE", ">CACHES", ">ON DEVICE", ">ON HOST", ">IDLE",
+                                          ">STEP", ">OF LINK"}};
     const Kvt__Worker *w;
     FOR_EACH(l, workers, w) {
         char idle[KVT_CTL_TEXT_BYTES];
+        char step[KVT_CTL_TEXT_BYTES];
         kvt_ctl_cellf(&t, "%u", w->session);
         cell_text(&t, w->name);
         kvt_ctl_cellf(&t, "%u", w->pid);
@@ -133,6 +146,12 @@ static void print_workers(const struct look *l) {
         cell_size(&t, w->device_bytes);
         cell_size(&t, w->host_bytes);
         kvt_ctl_cell(&t, kvt_ctl_duration(w->idle_ms, idle));
+        kvt_ctl_cell(&t, w->step_ns > 0 ? kvt_ctl_time(w->step_ns, step) : "-");
+        if (w->ceiling_fraction > 0) {
+            kvt_ctl_cellf(&t, "%.0f %%", 100 * w->ceiling_fraction);
+        } else {
+            kvt_ctl_cell(&t, "-");
+        }
     }
     kvt_ctl_table_print(&t, stdout);
 }
@@ -193,6 +212,8 @@ static void json_tiers(struct kvt_ctl_json *j, const struct look *l) {
         kvt_ctl_json_number(j, "budget_bytes", t->budget_bytes);
         kvt_ctl_json_number(j, "used_bytes", t->used_bytes);
         kvt_ctl_json_number(j, "pinned_by_dead_bytes", t->pinned_by_dead_bytes);
+        kvt_ctl_json_number(j, "link_to_bytes_per_s", t->link_to_bytes_per_s);
+        kvt_ctl_json_number(j, "link_from_bytes_per_s", t->link_from_bytes_per_s);
         kvt_ctl_json_end(j, '}');
     }
     kvt_ctl_json_end(j, ']');
@@ -214,6 +235,8 @@ static void json_workers(struct kvt_ctl_json *j, const struct look *l) {
         kvt_ctl_json_number(j, "device_bytes", w->device_bytes);
         kvt_ctl_json_number(j, "host_bytes", w->host_bytes);
         kvt_ctl_json_number(j, "idle_ms", w->idle_ms);
+        kvt_ctl_json_number(j, "step_ns", w->step_ns);
+        kvt_ctl_json_real(j, "ceiling_fraction", w->ceiling_fraction);
         json_counters(j, w->counters);
         kvt_ctl_json_end(j, '}');
     }

@@ -60,6 +60,19 @@ const char *kvt_ctl_duration(uint64_t ms, char *out) {
     return out;
 }
 
+const char *kvt_ctl_time(uint64_t ns, char *out) {
+    static const char *const units[] = {"ns", "us", "ms", "s"};
+    double value = (double)ns;
+    size_t unit = 0;
+    while (value >= 999.5 && unit + 1 < sizeof units / sizeof units[0]) {
+        value /= 1000;
+        unit++;
+    }
+    int digits = unit == 0 || value >= 99.95 ? 0 : value >= 9.995 ? 1 : 2;
+    (void)snprintf(out, KVT_CTL_TEXT_BYTES, "%.*f %s", digits, value, units[unit]);
+    return out;
+}
+
 const char *kvt_ctl_count(uint64_t n, char *out) {
     char digits[24];
     int length = snprintf(digits, sizeof digits, "%" PRIu64, n);

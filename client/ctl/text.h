@@ -17,6 +17,8 @@ const char *kvt_ctl_size(uint64_t bytes, char *out);
 bool kvt_ctl_size_parse(const char *text, uint64_t *bytes);
 /* "350 ms", "12 s", "3 min", "2.5 h". */
 const char *kvt_ctl_duration(uint64_t ms, char *out);
+/* "850 ns", "2.31 us", "70.3 ms", "120 s". */
+const char *kvt_ctl_time(uint64_t ns, char *out);
 /* "1,234,567". */
 const char *kvt_ctl_count(uint64_t n, char *out);
 
@@ -32,7 +34,7 @@ char *kvt_ctl_fill_bar(uint64_t used, uint64_t budget, uint32_t width);
 
 /* ---- tables ----------------------------------------------------------------------------------- */
 
-#define KVT_CTL_COLUMNS_MAX 12
+#define KVT_CTL_COLUMNS_MAX 13
 
 struct kvt_ctl_table {
     const char *headers[KVT_CTL_COLUMNS_MAX]; /* NULL ends; a leading '>' aligns to the right */

@@ -24,6 +24,13 @@ static void test_sizes(void) {
     CU_ASSERT_STRING_EQUAL(kvt_ctl_duration(119999, out), "119 s");
     CU_ASSERT_STRING_EQUAL(kvt_ctl_duration(120000, out), "2 min");
     CU_ASSERT_STRING_EQUAL(kvt_ctl_duration(9000000, out), "2.5 h");
+    CU_ASSERT_STRING_EQUAL(kvt_ctl_time(0, out), "0 ns");
+    CU_ASSERT_STRING_EQUAL(kvt_ctl_time(999, out), "999 ns");
+    CU_ASSERT_STRING_EQUAL(kvt_ctl_time(2314, out), "2.31 us");
+    CU_ASSERT_STRING_EQUAL(kvt_ctl_time(9996, out), "10.0 us"); /* not 10.00 */
+    CU_ASSERT_STRING_EQUAL(kvt_ctl_time(70340000, out), "70.3 ms");
+    CU_ASSERT_STRING_EQUAL(kvt_ctl_time(999600000, out), "1.00 s"); /* not 1000 ms */
+    CU_ASSERT_STRING_EQUAL(kvt_ctl_time(UINT64_C(120000000000), out), "120 s");
 }
 
 static void test_parse(void) {
