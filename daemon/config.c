@@ -305,7 +305,7 @@ static int check_device(struct parser *p, struct kvt_config_device *d) {
         d->extent_bytes = clamp_size(d->budget_bytes / 16, UINT64_C(64) << 10, UINT64_C(32) << 20);
     }
     if (d->piece_bytes == 0) {
-        d->piece_bytes = clamp_size(d->budget_bytes / 16, UINT64_C(64) << 10, UINT64_C(16) << 20);
+        d->piece_bytes = clamp_size(d->budget_bytes / 16, UINT64_C(64) << 10, UINT64_C(32) << 20);
     }
     if (d->worker_max_bytes == 0) {
         d->worker_max_bytes = d->budget_bytes;

@@ -231,7 +231,7 @@ const struct kvt_option kvt_options[] = {
      .value = "auto",
      .prose = "Bytes of a piece that is streamed to a segment worker, if the worker does not say. "
               "Not larger than the budget. auto: a sixteenth of the budget, between 64KiB and "
-              "16MiB."},
+              "32MiB."},
     {.section = KVT_SECTION_DEVICE,
      .name = "cut_size",
      .type = KVT_OPTION_SIZE,
@@ -254,7 +254,7 @@ const struct kvt_option kvt_options[] = {
      .offset = AT_DEVICE(inflight_bytes),
      .min = KIB(4),
      .max = GIB(4),
-     .value = "64MiB",
+     .value = "256MiB",
      .prose =
          "Copies that are under way at one time, in bytes, and at most 256 of them. More keeps the "
          "link busy; less lets another worker's turn come sooner."},
