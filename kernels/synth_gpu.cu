@@ -46,36 +46,54 @@ __device__ static void complain(struct kvt_synth_gpu_errors *e, const struct kvt
     }
 }
 
-// One thread, one word: neighbours in a warp read neighbouring words.
+// A word of the job: where it is, and what it must be. Bytes beyond the token's last one are 0.
+struct place {
+    uint32_t token; // counted from the job's first
+    uint32_t word;
+    uint32_t bytes;
+    uint8_t *at;
+    uint64_t value;
+};
+
+__device__ static struct place place_of(const struct kvt_synth_gpu_job *j, uint64_t index) {
+    struct place p;
+    uint32_t words = words_of(j->token_bytes);
+    p.token = (uint32_t)(index / words);
+    p.word = (uint32_t)(index % words);
+    p.bytes = bytes_of_word(j->token_bytes, p.word);
+    p.at = j->plane + (uint64_t)p.token * j->token_bytes + p.word * 8;
+    uint64_t seed = kvt_synth_seed(j->ids[p.token], j->first + p.token, j->layer, j->plane_index);
+    p.value = kvt_synth_word(seed, p.word) & (~0ull >> (64 - 8 * p.bytes));
+    return p;
+}
+
+// One thread, one word: neighbours in a warp meet neighbouring words.
+__device__ static uint64_t first_word(void) {
+    return (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
+}
+
+__device__ static uint64_t stride(void) {
+    return (uint64_t)gridDim.x * blockDim.x;
+}
+
 extern "C" __global__ void __launch_bounds__(KVT_SYNTH_GPU_THREADS)
     kvt_synth_gpu_check(struct kvt_synth_gpu_job j) {
-    uint32_t words = words_of(j.token_bytes);
-    uint64_t all = (uint64_t)j.count * words;
-    uint64_t stride = (uint64_t)gridDim.x * blockDim.x;
-    for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < all; i += stride) {
-        uint32_t token = (uint32_t)(i / words);
-        uint32_t word = (uint32_t)(i % words);
-        uint32_t bytes = bytes_of_word(j.token_bytes, word);
-        uint64_t seed = kvt_synth_seed(j.ids[token], j.first + token, j.layer, j.plane_index);
-        uint64_t expected = kvt_synth_word(seed, word) & (~0ull >> (64 - 8 * bytes));
-        uint64_t found = load(j.plane + (uint64_t)token * j.token_bytes + word * 8, bytes);
-        if (found != expected) {
-            complain(j.errors, &j, token, word, expected, found);
+    uint64_t all = (uint64_t)j.count * words_of(j.token_bytes);
+    for (uint64_t i = first_word(); i < all; i += stride()) {
+        struct place p = place_of(&j, i);
+        uint64_t found = load(p.at, p.bytes);
+        if (found != p.value) {
+            complain(j.errors, &j, p.token, p.word, p.value, found);
         }
     }
 }
 
 extern "C" __global__ void __launch_bounds__(KVT_SYNTH_GPU_THREADS)
     kvt_synth_gpu_write(struct kvt_synth_gpu_job j) {
-    uint32_t words = words_of(j.token_bytes);
-    uint64_t all = (uint64_t)j.count * words;
-    uint64_t stride = (uint64_t)gridDim.x * blockDim.x;
-    for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < all; i += stride) {
-        uint32_t token = (uint32_t)(i / words);
-        uint32_t word = (uint32_t)(i % words);
-        uint64_t seed = kvt_synth_seed(j.ids[token], j.first + token, j.layer, j.plane_index);
-        store(j.plane + (uint64_t)token * j.token_bytes + word * 8,
-              bytes_of_word(j.token_bytes, word), kvt_synth_word(seed, word));
+    uint64_t all = (uint64_t)j.count * words_of(j.token_bytes);
+    for (uint64_t i = first_word(); i < all; i += stride()) {
+        struct place p = place_of(&j, i);
+        store(p.at, p.bytes, p.value);
     }
 }
 
