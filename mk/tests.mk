@@ -26,11 +26,11 @@ $(TEST_BINARIES): $(B)/%: $(B)/obj/%.o $(CUDA_IMAGES) $(call archive,testsupport
 # A libcuda without a GPU, in whose company the cuda device is tested anywhere.
 ifeq ($(WITH_CUDA),1)
 FAKE_CUDA := $(B)/fake_cuda/libcuda.so.1
-FAKE_CUDA_OBJECT := $(B)/obj/tests/fake_cuda/fake_cuda.o
-$(FAKE_CUDA): $(FAKE_CUDA_OBJECT)
+FAKE_CUDA_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(wildcard tests/fake_cuda/*.c))
+$(FAKE_CUDA): $(FAKE_CUDA_OBJECTS)
 	@mkdir -p $(@D)
 	$(call say,LD,$@)
-	$(Q)$(CC) -shared $(LDFLAGS_ALL) $(LDFLAGS) -Wl,-soname,libcuda.so.1 -o $@ $<
+	$(Q)$(CC) -shared $(LDFLAGS_ALL) $(LDFLAGS) -Wl,-soname,libcuda.so.1 -o $@ $^
 endif
 
 unit: $(UNIT_BINARIES) $(FAKE_CUDA) $(CUDA_PLUGIN)
@@ -64,7 +64,7 @@ $(B)/fuzz/%: $(B)/obj/tests/fuzz/%.o $(CUDA_IMAGES) $(call archive,testsupport $
 TEST_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(TEST_SOURCES) $(PLUGIN_SOURCES) $(SIM_SOURCES) $(FUZZ_SOURCES))
 EXAMPLE_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(EXAMPLE_SOURCES))
 MAIN_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(wildcard $(foreach p,$(PROGRAM_NAMES),$(MAIN_$(p)))))
-ALL_OBJECTS := $(foreach m,$(MODULES),$(OBJECTS_$(m))) $(MAIN_OBJECTS) $(TEST_OBJECTS) $(EXAMPLE_OBJECTS) $(FAKE_CUDA_OBJECT)
+ALL_OBJECTS := $(foreach m,$(MODULES),$(OBJECTS_$(m))) $(MAIN_OBJECTS) $(TEST_OBJECTS) $(EXAMPLE_OBJECTS) $(FAKE_CUDA_OBJECTS)
 
 .SECONDARY: $(ALL_OBJECTS) $(CUDA_IMAGES) $(CUDA_IMAGES:.o=)
 -include $(ALL_OBJECTS:.o=.d)
