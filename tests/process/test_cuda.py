@@ -35,6 +35,19 @@ def test_limit_is_measured():
     assert result["ratio"] > 0 and result["steps_timed"] == 15  # between 16 ends
 
 
+def test_slow_steps_are_told():
+    """Which they were, and whether a STEP was asked for before them."""
+    context = run.Context(fake=True)
+    with context.daemon() as daemon:
+        r = context.synth(daemon, *run.SMALL, "--mode", "offloaded", "--tokens", 24, "--ahead", 8)
+    slow = r["slow_steps"]
+    assert r["steps_timed"] == 24 and len(slow) == 5
+    assert [s["us"] for s in slow] == sorted((s["us"] for s in slow), reverse=True)
+    assert slow[0]["us"] == r["step_us_max"] >= r["step_us_p99"] >= r["step_us_p90"] >= r["step_us"] > 0
+    for s in slow:
+        assert s["first"] == (s["step"] % 8 == 0), slow
+
+
 CONFIG = "[host]\nbudget = 64MiB\n[device gpu0]\ndriver = cuda\nbudget = 64MiB\n"
 
 

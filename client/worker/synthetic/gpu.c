@@ -32,9 +32,7 @@ struct kvt_synth_gpu {
     CUevent marks[MARKS_MAX];
     uint32_t mark_count;
     bool timed;
-    double *times_us;
-    uint32_t time_count;
-    uint32_t time_capacity;
+    struct kvt_synth_samples times;
 };
 
 /* The image that the build put in; see mk/build.mk. */
@@ -163,7 +161,7 @@ void kvt_synth_gpu_close(struct kvt_synth_gpu *g) {
     }
     opened = NULL;
     kvt_synth_row_forget = NULL;
-    free(g->times_us);
+    kvt_synth_samples_free(&g->times);
     free(g);
 }
 
@@ -248,31 +246,22 @@ int kvt_synth_gpu_mark(struct kvt_synth_gpu *g) {
 
 int kvt_synth_gpu_time(struct kvt_synth_gpu *g) {
     g->timed = true;
-    g->time_count = 0;
     g->mark_count = 0;
+    kvt_synth_samples_forget(&g->times);
     return kvt_synth_gpu_mark(g);
 }
 
-static void keep_time(struct kvt_synth_gpu *g, double us) {
-    if (g->time_count == g->time_capacity) {
-        uint32_t capacity = g->time_capacity == 0 ? 1024 : 2 * g->time_capacity;
-        double *times_us = realloc(g->times_us, capacity * sizeof *times_us);
-        if (times_us == NULL) {
-            return;
-        }
-        g->times_us = times_us;
-        g->time_capacity = capacity;
-    }
-    g->times_us[g->time_count++] = us;
+void kvt_synth_gpu_time_end(struct kvt_synth_gpu *g) {
+    g->timed = false;
 }
 
-/* The stream is idle: the last mark becomes the first of what comes. */
+/* The stream is idle, as it is behind each schedule: the last mark becomes the first of what comes. */
 static int read_marks(struct kvt_synth_gpu *g) {
     for (uint32_t i = 1; i < g->mark_count; i++) {
         float ms = 0;
         TRY(cuEventElapsedTime(&ms, g->marks[i - 1], g->marks[i]));
         if (g->timed) {
-            keep_time(g, 1000.0 * (double)ms);
+            kvt_synth_samples_keep(&g->times, 1000.0 * (double)ms, i == 1);
         }
     }
     if (g->mark_count > 1) {
@@ -284,27 +273,8 @@ static int read_marks(struct kvt_synth_gpu *g) {
     return 0;
 }
 
-static int compare_times(const void *a, const void *b) {
-    double x = *(const double *)a;
-    double y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-void kvt_synth_gpu_times(struct kvt_synth_gpu *g, struct kvt_synth_gpu_times *out) {
-    uint32_t n = g->time_count;
-    memset(out, 0, sizeof *out);
-    if (n == 0) {
-        return;
-    }
-    qsort(g->times_us, n, sizeof *g->times_us, compare_times);
-    out->steps = n;
-    out->median_us = g->times_us[n / 2];
-    out->tenth_us = g->times_us[n / 10];
-    out->ninetieth_us = g->times_us[n - 1 - n / 10];
-    out->most_us = g->times_us[n - 1];
-    for (uint32_t i = 0; i < n; i++) {
-        out->mean_us += g->times_us[i] / n;
-    }
+struct kvt_synth_samples *kvt_synth_gpu_times(struct kvt_synth_gpu *g) {
+    return &g->times;
 }
 
 int kvt_synth_gpu_sync(struct kvt_synth_gpu *g, struct kvt_synth_gpu_found *out) {
@@ -435,9 +405,13 @@ int kvt_synth_gpu_limit(struct kvt_synth_gpu *g, uint64_t bytes, double *seconds
     return -KVT_ENOTSUP;
 }
 
-void kvt_synth_gpu_times(struct kvt_synth_gpu *g, struct kvt_synth_gpu_times *out) {
+void kvt_synth_gpu_time_end(struct kvt_synth_gpu *g) {
     (void)g;
-    memset(out, 0, sizeof *out);
+}
+
+struct kvt_synth_samples *kvt_synth_gpu_times(struct kvt_synth_gpu *g) {
+    (void)g;
+    return NULL;
 }
 
 #endif

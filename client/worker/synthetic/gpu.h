@@ -8,6 +8,7 @@
 #define KVT_SYNTH_GPU_H
 
 #include "client/worker/synthetic/model.h"
+#include "client/worker/synthetic/samples.h"
 
 struct kvt_synth_gpu;
 
@@ -31,8 +32,9 @@ int kvt_synth_gpu_spin(struct kvt_synth_gpu *g, uint32_t us);
 
 /* A step ends here: the time between two such marks is the later step's. */
 int kvt_synth_gpu_mark(struct kvt_synth_gpu *g);
-/* Forgets the times so far, and begins to keep them. */
+/* Forgets the times so far, and begins to keep them; the first step that is timed is the next one. */
 int kvt_synth_gpu_time(struct kvt_synth_gpu *g);
+void kvt_synth_gpu_time_end(struct kvt_synth_gpu *g);
 
 struct kvt_synth_gpu_found {
     uint64_t wrong; /* words that differed since the last call */
@@ -44,14 +46,7 @@ int kvt_synth_gpu_sync(struct kvt_synth_gpu *g, struct kvt_synth_gpu_found *out)
 /* Seconds in which so many bytes come over the bus from pinned memory in pieces of 16 MiB. */
 int kvt_synth_gpu_limit(struct kvt_synth_gpu *g, uint64_t bytes, double *seconds);
 
-struct kvt_synth_gpu_times {
-    uint32_t steps;
-    double median_us;
-    double tenth_us; /* a tenth of the steps took so long or less */
-    double ninetieth_us;
-    double mean_us; /* with those between which a STEP was asked for */
-    double most_us;
-};
-void kvt_synth_gpu_times(struct kvt_synth_gpu *g, struct kvt_synth_gpu_times *out);
+/* The steps that were timed. */
+struct kvt_synth_samples *kvt_synth_gpu_times(struct kvt_synth_gpu *g);
 
 #endif

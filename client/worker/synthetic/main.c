@@ -63,18 +63,34 @@ static int work(struct kvt_synth *s) {
 #define FIELD(name) \
     { #name, offsetof(struct kvt_synth_totals, name) }
 
+#define SLOW_STEPS 5
+
+/* The slowest steps, and whether a STEP was asked for before each. `t` is sorted. */
+static void report_slow(const struct kvt_synth_samples *t) {
+    (void)printf(", \"slow_steps\": [");
+    for (uint32_t i = 0; i < SLOW_STEPS && i < t->count; i++) {
+        const struct kvt_synth_sample *p = &t->list[t->count - 1 - i];
+        (void)printf("%s{\"step\": %u, \"us\": %.1f, \"first\": %s}", i > 0 ? ", " : "", p->index,
+                     p->us, p->first ? "true" : "false");
+    }
+    (void)printf("]");
+}
+
 static void report_gpu(const struct kvt_synth *s) {
-    struct kvt_synth_gpu_times t;
-    kvt_synth_gpu_times(s->gpu, &t);
+    struct kvt_synth_samples *times = kvt_synth_gpu_times(s->gpu);
+    struct kvt_synth_summary t;
+    kvt_synth_samples_sum_up(times, &t);
     (void)printf(", \"steps_timed\": %u, \"step_us\": %.1f, \"step_us_p10\": %.1f, "
-                 "\"step_us_p90\": %.1f, \"step_us_mean\": %.1f, \"step_us_max\": %.1f",
-                 t.steps, t.median_us, t.tenth_us, t.ninetieth_us, t.mean_us, t.most_us);
+                 "\"step_us_p90\": %.1f, \"step_us_p99\": %.1f, \"step_us_max\": %.1f, "
+                 "\"step_us_mean\": %.1f",
+                 t.count, t.p50_us, t.p10_us, t.p90_us, t.p99_us, t.max_us, t.mean_us);
+    report_slow(times);
     if (s->limit_bytes > 0) {
         double limit_us = (s->limit_before_s + s->limit_after_s) / 2 * 1e6;
         (void)printf(", \"limit_bytes\": %" PRIu64 ", \"limit_us_before\": %.1f, "
                      "\"limit_us_after\": %.1f, \"limit_gb_s\": %.2f, \"ratio\": %.4f",
                      s->limit_bytes, s->limit_before_s * 1e6, s->limit_after_s * 1e6,
-                     (double)s->limit_bytes / limit_us / 1e3, t.median_us / limit_us);
+                     (double)s->limit_bytes / limit_us / 1e3, t.p50_us / limit_us);
     }
 }
 

@@ -329,6 +329,9 @@ int kvt_synth_round(struct kvt_synth *s) {
     if (rc == 0) {
         rc = generate(s);
     }
+    if (s->gpu != NULL) {
+        kvt_synth_gpu_time_end(s->gpu);
+    }
     if (rc == 0) {
         rc = measure(s, &s->limit_after_s);
     }
