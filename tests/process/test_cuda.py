@@ -32,7 +32,8 @@ def test_check(name):
 def test_limit_is_measured():
     result = run.ratio(run.Context(fake=True), 600)
     assert result["limit_bytes"] > 0
-    assert result["ratio"] > 0 and result["steps_timed"] == 15  # between 16 ends
+    assert result["ratio"] > 0 and result["steps_timed"] == 16
+    assert abs(result["moved_bytes_step"] / result["limit_bytes"] - 1) < 0.01, result
 
 
 def test_slow_steps_are_told():
@@ -46,6 +47,19 @@ def test_slow_steps_are_told():
     assert slow[0]["us"] == r["step_us_max"] >= r["step_us_p99"] >= r["step_us_p90"] >= r["step_us"] > 0
     for s in slow:
         assert s["first"] == (s["step"] % 8 == 0), slow
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "offloaded"])
+def test_a_step_without_the_library(mode):
+    """Only where nothing is streamed: a slot is not the worker's any more when its piece is done."""
+    context = run.Context(fake=True)
+    with context.daemon() as daemon:
+        r = context.synth(daemon, *run.SMALL, "--mode", mode, "--tokens", 24, "--ahead", 8, "--bare",
+                          "--compute-us", 100)
+    assert r["steps"] == 3 + 1 + 24 + 1 and r["steps_timed"] == 24
+    assert 0 < r["host_us_layer"] <= r["host_us_layer_p99"] and r["host_us_begin"] > r["host_us_layer"]
+    assert ("bare_us" in r) == (mode == "dynamic")
+    assert mode != "dynamic" or r["bare_us_before"] > 600 and r["bare_us_after"] > 600  # 6 layers
 
 
 CONFIG = "[host]\nbudget = 64MiB\n[device gpu0]\ndriver = cuda\nbudget = 64MiB\n"

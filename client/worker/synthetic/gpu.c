@@ -13,9 +13,19 @@
 #include "kernels/synth_gpu.h"
 
 #define MARKS_MAX     128 /* a schedule has at most 64 steps */
+#define AGAIN_MAX     100
 #define PIECE_BYTES   (UINT64_C(16) << 20)
 #define PINNED_BYTES  (UINT64_C(512) << 20)
 #define BLOCKS_PER_SM 8
+
+/* A launch, or (f NULL) the copy of content numbers that a step begins with. */
+struct noted {
+    CUfunction f;
+    struct kvt_synth_gpu_job job;
+    CUdeviceptr target;
+    const void *source;
+    uint64_t bytes;
+};
 
 struct kvt_synth_gpu {
     const struct kvt_cuda_api *api;
@@ -33,6 +43,10 @@ struct kvt_synth_gpu {
     uint32_t mark_count;
     bool timed;
     struct kvt_synth_samples times;
+    bool noting;
+    struct noted *noted;
+    uint32_t noted_count;
+    uint32_t noted_capacity;
 };
 
 /* The image that the build put in; see mk/build.mk. */
@@ -71,6 +85,23 @@ static int load(struct kvt_synth_gpu *g) {
     return 0;
 }
 
+static int note(struct kvt_synth_gpu *g, struct noted n) {
+    if (!g->noting) {
+        return 0;
+    }
+    if (g->noted_count == g->noted_capacity) {
+        uint32_t capacity = g->noted_capacity == 0 ? 256 : 2 * g->noted_capacity;
+        struct noted *noted = realloc(g->noted, capacity * sizeof *noted);
+        if (noted == NULL) {
+            return -KVT_ENOMEM;
+        }
+        g->noted = noted;
+        g->noted_capacity = capacity;
+    }
+    g->noted[g->noted_count++] = n;
+    return 0;
+}
+
 static int launch(struct kvt_synth_gpu *g, CUfunction f, const struct kvt_synth_gpu_job *job) {
     struct kvt_synth_gpu_job j = *job;
     void *parameters[] = {&j};
@@ -81,7 +112,7 @@ static int launch(struct kvt_synth_gpu *g, CUfunction f, const struct kvt_synth_
     j.errors = (struct kvt_synth_gpu_errors *)(uintptr_t)g->errors_gpu;
     TRY(cuLaunchKernel(f, spins || blocks == 0 ? 1 : (unsigned)blocks, 1, 1,
                        spins ? 1 : KVT_SYNTH_GPU_THREADS, 1, 1, 0, g->stream, parameters, NULL));
-    return 0;
+    return note(g, (struct noted){.f = f, .job = j});
 }
 
 /* A kernel's first launch loads it, and would stall behind a wait: so once here, for nothing. */
@@ -162,6 +193,7 @@ void kvt_synth_gpu_close(struct kvt_synth_gpu *g) {
     opened = NULL;
     kvt_synth_row_forget = NULL;
     kvt_synth_samples_free(&g->times);
+    free(g->noted);
     free(g);
 }
 
@@ -193,11 +225,12 @@ int kvt_synth_gpu_row(struct kvt_synth_gpu *g, struct kvt_synth_row *r, uint32_t
     if (rc != 0 || r->gpu_count >= r->count) {
         return rc;
     }
-    TRY(cuMemcpyHtoDAsync((CUdeviceptr)r->gpu_ids + r->gpu_count * sizeof *r->ids,
-                          r->ids + r->gpu_count, (r->count - r->gpu_count) * sizeof *r->ids,
-                          g->stream));
+    struct noted n = {.target = r->gpu_ids + r->gpu_count * sizeof *r->ids,
+                      .source = r->ids + r->gpu_count,
+                      .bytes = (r->count - r->gpu_count) * sizeof *r->ids};
+    TRY(cuMemcpyHtoDAsync(n.target, n.source, n.bytes, g->stream));
     r->gpu_count = r->count;
-    return 0;
+    return note(g, n);
 }
 
 /* ---- kernels ---------------------------------------------------------------------------------- */
@@ -291,6 +324,54 @@ int kvt_synth_gpu_sync(struct kvt_synth_gpu *g, struct kvt_synth_gpu_found *out)
                        e.found, e.count - 1);
     }
     return read_marks(g);
+}
+
+void kvt_synth_gpu_note(struct kvt_synth_gpu *g, bool noting) {
+    g->noting = noting;
+    g->noted_count = 0;
+}
+
+static int launch_noted(struct kvt_synth_gpu *g) {
+    int rc = 0;
+    for (uint32_t i = 0; i < g->noted_count && rc == 0; i++) {
+        const struct noted *n = &g->noted[i];
+        if (n->f != NULL) {
+            rc = launch(g, n->f, &n->job);
+        } else {
+            TRY(cuMemcpyHtoDAsync(n->target, n->source, n->bytes, g->stream));
+        }
+    }
+    return rc;
+}
+
+int kvt_synth_gpu_again(struct kvt_synth_gpu *g, uint32_t times, double *us) {
+    CUevent *marks = &g->marks[MARKS_MAX - AGAIN_MAX - 1]; /* the schedule is a short one */
+    struct kvt_synth_samples samples = {0};
+    struct kvt_synth_summary t;
+    float ms;
+    g->noting = false;
+    TRY(cuStreamSynchronize(g->stream));
+    TRY(cuEventRecord(marks[0], g->stream));
+    for (uint32_t i = 1; i <= times; i++) {
+        int rc = launch_noted(g);
+        if (rc != 0) {
+            return rc;
+        }
+        TRY(cuEventRecord(marks[i], g->stream));
+    }
+    TRY(cuStreamSynchronize(g->stream));
+    for (uint32_t i = 1; i <= times; i++) {
+        CUresult error = g->api->cuEventElapsedTime(&ms, marks[i - 1], marks[i]);
+        if (error != CUDA_SUCCESS) {
+            kvt_synth_samples_free(&samples);
+            return failed(g, "cuEventElapsedTime", error);
+        }
+        kvt_synth_samples_keep(&samples, 1000.0 * (double)ms, false);
+    }
+    kvt_synth_samples_sum_up(&samples, &t);
+    kvt_synth_samples_free(&samples);
+    *us = t.p50_us;
+    return 0;
 }
 
 static int bus(struct kvt_synth_gpu *g, const uint8_t *host, CUdeviceptr device, uint64_t bytes) {
@@ -395,6 +476,18 @@ int kvt_synth_gpu_time(struct kvt_synth_gpu *g) {
 int kvt_synth_gpu_sync(struct kvt_synth_gpu *g, struct kvt_synth_gpu_found *out) {
     (void)g;
     (void)out;
+    return -KVT_ENOTSUP;
+}
+
+void kvt_synth_gpu_note(struct kvt_synth_gpu *g, bool noting) {
+    (void)g;
+    (void)noting;
+}
+
+int kvt_synth_gpu_again(struct kvt_synth_gpu *g, uint32_t times, double *us) {
+    (void)g;
+    (void)times;
+    (void)us;
     return -KVT_ENOTSUP;
 }
 

@@ -1,7 +1,7 @@
 /* kvtier-synth on a GPU: its stream, its kernels (kernels/synth_gpu.h), and what is timed there.
  *
  * Everything is enqueued on one stream, in the order of the calls, and nothing waits for the GPU
- * except kvt_synth_gpu_sync, kvt_synth_gpu_limit and close. A failure is said on stderr and comes back
+ * except kvt_synth_gpu_sync, kvt_synth_gpu_again, kvt_synth_gpu_limit and close. A failure is said on stderr and comes back
  * as -KVT_ENOTSUP (there is no GPU to use) or -KVT_EDEVICE.
  */
 #ifndef KVT_SYNTH_GPU_H
@@ -42,6 +42,12 @@ struct kvt_synth_gpu_found {
 };
 /* Waits for the stream. */
 int kvt_synth_gpu_sync(struct kvt_synth_gpu *g, struct kvt_synth_gpu_found *out);
+
+/* Whether what is launched is noted from now on; what was noted before is forgotten. */
+void kvt_synth_gpu_note(struct kvt_synth_gpu *g, bool noting);
+/* Launches what was noted once more, `times` times (1 to 100), and notes no more. *us: the median time.
+ * Waits for the stream. */
+int kvt_synth_gpu_again(struct kvt_synth_gpu *g, uint32_t times, double *us);
 
 /* Seconds in which so many bytes come over the bus from pinned memory in pieces of 16 MiB. */
 int kvt_synth_gpu_limit(struct kvt_synth_gpu *g, uint64_t bytes, double *seconds);

@@ -76,7 +76,15 @@ static void report_slow(const struct kvt_synth_samples *t) {
     (void)printf("]");
 }
 
-static void report_gpu(const struct kvt_synth *s) {
+/* Of the generation's calls, whose order nobody asks for any more. */
+static void report_calls(const char *name, struct kvt_synth_samples *calls) {
+    struct kvt_synth_summary t;
+    kvt_synth_samples_sum_up(calls, &t);
+    (void)printf(", \"%s\": %.2f, \"%s_p99\": %.2f, \"%s_mean\": %.2f", name, t.p50_us, name,
+                 t.p99_us, name, t.mean_us);
+}
+
+static void report_gpu(struct kvt_synth *s) {
     struct kvt_synth_samples *times = kvt_synth_gpu_times(s->gpu);
     struct kvt_synth_summary t;
     kvt_synth_samples_sum_up(times, &t);
@@ -85,16 +93,26 @@ static void report_gpu(const struct kvt_synth *s) {
                  "\"step_us_mean\": %.1f",
                  t.count, t.p50_us, t.p10_us, t.p90_us, t.p99_us, t.max_us, t.mean_us);
     report_slow(times);
+    report_calls("host_us_layer", &s->calls.layers);
+    report_calls("host_us_end", &s->calls.ends);
+    report_calls("host_us_begin", &s->calls.begins);
+    if (s->bare_before_us > 0 && s->bare_after_us > 0) {
+        (void)printf(", \"bare_us_before\": %.1f, \"bare_us_after\": %.1f, \"bare_us\": %.1f",
+                     s->bare_before_us, s->bare_after_us,
+                     (s->bare_before_us + s->bare_after_us) / 2);
+    }
     if (s->limit_bytes > 0) {
         double limit_us = (s->limit_before_s + s->limit_after_s) / 2 * 1e6;
         (void)printf(", \"limit_bytes\": %" PRIu64 ", \"limit_us_before\": %.1f, "
-                     "\"limit_us_after\": %.1f, \"limit_gb_s\": %.2f, \"ratio\": %.4f",
+                     "\"limit_us_after\": %.1f, \"limit_gb_s\": %.2f, \"ratio\": %.4f, "
+                     "\"moved_bytes_step\": %" PRIu64,
                      s->limit_bytes, s->limit_before_s * 1e6, s->limit_after_s * 1e6,
-                     (double)s->limit_bytes / limit_us / 1e3, t.p50_us / limit_us);
+                     (double)s->limit_bytes / limit_us / 1e3, t.p50_us / limit_us,
+                     s->moved_steps > 0 ? s->moved_bytes / s->moved_steps : 0);
     }
 }
 
-static void report(const struct kvt_synth *s, int rc, double elapsed_s) {
+static void report(struct kvt_synth *s, int rc, double elapsed_s) {
     static const struct {
         const char *name;
         size_t offset;
@@ -124,6 +142,7 @@ static void report(const struct kvt_synth *s, int rc, double elapsed_s) {
                   FIELD(need_from_device_bytes),
                   FIELD(device_bytes),
                   FIELD(host_bytes)};
+    s->totals.wait_us = s->calls.wait_ns / 1000;
     (void)printf("{\"result\": \"%s\", \"worker\": \"%s\", \"seed\": %" PRId64,
                  rc == KVT_SYNTH_FOUND_WRONG ? "wrong" : kvt_error_name(rc),
                  s->o->dense ? "dense" : "segment", s->o->seed);
@@ -174,6 +193,9 @@ int main(int argc, char **argv) {
     forget(&s);
     kvt_detach(s.client);
     kvt_synth_gpu_close(s.gpu);
+    kvt_synth_samples_free(&s.calls.layers);
+    kvt_synth_samples_free(&s.calls.ends);
+    kvt_synth_samples_free(&s.calls.begins);
     free(s.layers);
     return end(rc == 0                       ? KVT_SYNTH_OK
                : rc == KVT_SYNTH_FOUND_WRONG ? KVT_SYNTH_WRONG

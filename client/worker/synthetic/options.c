@@ -121,6 +121,7 @@ static const struct option table[] = {
     SECTION("Behaviour"),
     F("limit", limit,
       "GPU: measure the bus with the bytes of a step, before and behind the generation"),
+    F("bare", bare, "GPU: measure a resident step's kernels without libkvtier, likewise"),
     F("no-check", no_check, "write and hand back without looking at the bytes"),
     N("compute-us", compute_us, 0, INT32_MAX, "time that attending to a layer takes (0)"),
     N("hold-step", hold_step, -1, INT32_MAX,
@@ -278,7 +279,10 @@ static int check(struct kvt_synth_options *o) {
         }
     }
     if (o->tokens_max == 0) {
-        o->tokens_max = o->prompt + o->tokens > 0 ? o->prompt + o->tokens : 1;
+        int64_t measured =
+            (o->limit || o->bare) + (int64_t)o->bare; /* steps beside the generation */
+        o->tokens_max = o->prompt + o->tokens + measured * o->append;
+        o->tokens_max = o->tokens_max > 0 ? o->tokens_max : 1;
     }
     return -1;
 }

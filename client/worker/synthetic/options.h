@@ -59,6 +59,7 @@ struct kvt_synth_options {
 
     bool no_check;
     bool limit;
+    bool bare;
     int64_t compute_us;
     int64_t hold_step; /* -1: never */
     int64_t hold_ms;   /* 0: SIGSTOP */

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define BARE_TIMES 50
+
 int kvt_synth_layout(struct kvt_synth *s) {
     const struct kvt_synth_options *o = s->o;
     s->layers = calloc((size_t)o->layers, sizeof *s->layers);
@@ -111,11 +113,13 @@ static int begin(struct kvt_synth *s, struct kvt_synth_step *w, uint32_t want, u
     }
     const struct kvt_step_row *some = all ? NULL : rows;
     uint32_t count = all ? 0 : w->row_count;
+    uint64_t begin_ns = kvt_synth_now_ns();
     int rc = kvt_step_begin(s->client, w->cache->id, some, count, all ? want : 0, steps, &w->step);
     if (rc == -KVT_EFAILED) {
         w->cache->lost = true;
         rc = kvt_step_begin(s->client, w->cache->id, some, count, all ? want : 0, steps, &w->step);
     }
+    kvt_synth_called(s, &s->calls.begins, begin_ns);
     if (rc == 0 && w->cache->lost) {
         w->cache->lost = false;
         take_lost_back(s, w);
@@ -143,6 +147,9 @@ static int one_step(struct kvt_synth *s, struct kvt_synth_step *w) {
     struct kvt_synth_totals *t = &s->totals;
     uint64_t appended = 0;
     int rc = check_lengths(s, w);
+    if (s->bare_us != NULL) {
+        kvt_synth_gpu_note(s->gpu, true);
+    }
     for (uint32_t i = 0; i < w->cache->row_count && rc == 0; i++) {
         w->before[i] = w->cache->rows[i].count;
         kvt_synth_row_append(&w->cache->rows[i], w->append[i], &s->random);
@@ -151,11 +158,17 @@ static int one_step(struct kvt_synth *s, struct kvt_synth_step *w) {
             rc = kvt_synth_gpu_row(s->gpu, &w->cache->rows[i], (uint32_t)s->o->tokens_max);
         }
     }
+    uint64_t streamed_before = t->streamed_pieces;
     if (rc == 0) {
         rc = kvt_synth_walk(s, w);
     }
+    if (rc == 0 && s->bare_us != NULL && t->streamed_pieces == streamed_before) {
+        rc = kvt_synth_gpu_again(s->gpu, BARE_TIMES, s->bare_us);
+    }
     if (rc == 0 && !w->aborted) {
+        uint64_t begin_ns = kvt_synth_now_ns();
         rc = kvt_step_end(w->step);
+        kvt_synth_called(s, &s->calls.ends, begin_ns);
     }
     if (rc == 0 && !w->aborted && s->gpu != NULL) {
         rc = kvt_synth_gpu_mark(s->gpu);
@@ -287,15 +300,21 @@ static int generate(struct kvt_synth *s) {
     return 0;
 }
 
+/* What the last steps brought to the device, since it was asked before. */
+static void count_moved(struct kvt_synth *s, const struct kvt_cache_stat *stat) {
+    s->moved_bytes = stat->to_device_bytes - s->moved_bytes;
+    s->moved_steps = stat->steps_committed - s->moved_steps;
+}
+
 /* --limit: the bus with the bytes of the last step, which is one of the generation. */
-static int measure(struct kvt_synth *s, double *seconds) {
+static int measure_bus(struct kvt_synth *s, double *seconds) {
     struct kvt_cache_stat stat;
-    if (s->gpu == NULL || !s->o->limit) {
-        return 0;
-    }
     int rc = kvt_cache_settle(s->client, s->caches[0].id, -1);
     if (rc == 0) {
         rc = kvt_cache_stat(s->client, s->caches[0].id, &stat);
+    }
+    if (rc == 0) {
+        count_moved(s, &stat);
     }
     if (rc != 0 || stat.need_to_device_bytes == 0) {
         return rc;
@@ -305,14 +324,62 @@ static int measure(struct kvt_synth *s, double *seconds) {
     return kvt_synth_gpu_limit(s->gpu, need, seconds);
 }
 
-/* Before the generation: its first step, so that there is one to take the bytes of. */
-static int measure_first(struct kvt_synth *s) {
+/* A step more, and while its memory is ours the same once more without libkvtier. */
+static int measure_bare(struct kvt_synth *s, double *us) {
     uint32_t done;
-    if (s->gpu == NULL || !s->o->limit) {
+    s->bare_us = us;
+    int rc = schedule(s, &s->caches[0], (uint32_t)s->o->append, 1, &done);
+    s->bare_us = NULL;
+    kvt_synth_gpu_note(s->gpu, false);
+    return rc;
+}
+
+/* Before the generation: a step of its kind first, so that there is one to take the bytes of. */
+static int measure_before(struct kvt_synth *s) {
+    uint32_t done;
+    int rc = 0;
+    if (s->gpu == NULL) {
         return 0;
     }
-    int rc = schedule(s, &s->caches[0], (uint32_t)s->o->append, 1, &done);
-    return rc == 0 ? measure(s, &s->limit_before_s) : rc;
+    if (s->o->bare) {
+        rc = measure_bare(s, &s->bare_before_us);
+    } else if (s->o->limit) {
+        rc = schedule(s, &s->caches[0], (uint32_t)s->o->append, 1, &done);
+    }
+    if (rc == 0 && s->o->limit) {
+        s->limit_bytes = 0;
+        s->moved_bytes = 0;
+        s->moved_steps = 0;
+        rc = measure_bus(s, &s->limit_before_s);
+    }
+    return rc;
+}
+
+static int measure_behind(struct kvt_synth *s) {
+    int rc = 0;
+    if (s->gpu == NULL || s->cache_count == 0) {
+        return 0;
+    }
+    if (s->o->limit) {
+        rc = measure_bus(s, &s->limit_after_s);
+    }
+    return rc == 0 && s->o->bare ? measure_bare(s, &s->bare_after_us) : rc;
+}
+
+/* From here on steps and calls are timed. */
+static int keep_times(struct kvt_synth *s) {
+    kvt_synth_samples_forget(&s->calls.layers);
+    kvt_synth_samples_forget(&s->calls.ends);
+    kvt_synth_samples_forget(&s->calls.begins);
+    s->calls.kept = true;
+    return s->gpu != NULL ? kvt_synth_gpu_time(s->gpu) : 0;
+}
+
+static void keep_no_times(struct kvt_synth *s) {
+    s->calls.kept = false;
+    if (s->gpu != NULL) {
+        kvt_synth_gpu_time_end(s->gpu);
+    }
 }
 
 int kvt_synth_round(struct kvt_synth *s) {
@@ -321,19 +388,17 @@ int kvt_synth_round(struct kvt_synth *s) {
         rc = prompt(s);
     }
     if (rc == 0) {
-        rc = measure_first(s);
+        rc = measure_before(s);
     }
-    if (rc == 0 && s->gpu != NULL) {
-        rc = kvt_synth_gpu_time(s->gpu);
+    if (rc == 0) {
+        rc = keep_times(s);
     }
     if (rc == 0) {
         rc = generate(s);
     }
-    if (s->gpu != NULL) {
-        kvt_synth_gpu_time_end(s->gpu);
-    }
+    keep_no_times(s);
     if (rc == 0) {
-        rc = measure(s, &s->limit_after_s);
+        rc = measure_behind(s);
     }
     while (rc == 0 && s->cache_count > 0) {
         rc = kvt_synth_close(s, s->cache_count - 1);

@@ -6,6 +6,7 @@
 #include "client/worker/synthetic/gpu.h"
 #include "client/worker/synthetic/model.h"
 #include "client/worker/synthetic/options.h"
+#include "client/worker/synthetic/samples.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -45,6 +46,18 @@ struct kvt_synth_totals {
     char layers[1025];
 };
 
+/* Time of this thread inside libkvtier's calls. On a GPU these enqueue, and wait for it only where more
+ * is enqueued than it takes. */
+struct kvt_synth_calls {
+    bool kept;         /* the generation's are */
+    uint64_t wait_ns;  /* kvt_piece_wait, all in all */
+    uint64_t layer_ns; /* of the layer under way */
+    struct kvt_synth_samples
+        layers; /* kvt_step_piece, kvt_piece_wait and kvt_piece_done of a layer */
+    struct kvt_synth_samples ends;   /* kvt_step_end */
+    struct kvt_synth_samples begins; /* kvt_step_begin: a STEP and its answer */
+};
+
 struct kvt_synth {
     const struct kvt_synth_options *o;
     struct kvt_client *client;
@@ -55,9 +68,15 @@ struct kvt_synth {
     uint32_t cache_count;
     struct kvt_synth_totals totals;
     uint64_t steps_begun; /* of this process, for --hold-step */
+    struct kvt_synth_calls calls;
     uint64_t limit_bytes; /* --limit: of a step, over the bus */
     double limit_before_s;
     double limit_after_s;
+    uint64_t moved_bytes;  /* until --limit measured last; then of the generation */
+    uint64_t moved_steps;  /* in which they were */
+    double bare_before_us; /* --bare: a step without libkvtier; 0: not measured */
+    double bare_after_us;
+    double *bare_us; /* the current step is followed by that measurement, into here; or NULL */
 };
 
 /* Everything that goes wrong comes back as 0, a negative KVT_E... code with the client's message, or
@@ -81,6 +100,10 @@ struct kvt_synth_step {
 /* Walks the pieces of the current step, checking and appending. The model has the step's new tokens
  * already. Does not end the step; with `aborted` set the caller aborts it. */
 int kvt_synth_walk(struct kvt_synth *s, struct kvt_synth_step *w);
+
+uint64_t kvt_synth_now_ns(void);
+/* kvt_synth_now_ns was `begin_ns` before the call, of a kind of which one at a time is kept. */
+void kvt_synth_called(struct kvt_synth *s, struct kvt_synth_samples *kind, uint64_t begin_ns);
 
 /* ---- run.c: a round --------------------------------------------------------------------------- */
 

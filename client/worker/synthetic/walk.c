@@ -27,10 +27,16 @@ struct walk {
     bool hold;
 };
 
-static uint64_t now_us(void) {
+uint64_t kvt_synth_now_ns(void) {
     struct timespec t;
     (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
+void kvt_synth_called(struct kvt_synth *s, struct kvt_synth_samples *kind, uint64_t begin_ns) {
+    if (s->calls.kept) {
+        kvt_synth_samples_keep(kind, (double)(kvt_synth_now_ns() - begin_ns) / 1000, false);
+    }
 }
 
 static void sleep_us(int64_t us) {
@@ -55,6 +61,39 @@ static uint32_t token_bytes(const struct kvt_synth *s, uint32_t layer, enum kvt_
     const struct kvt_layer_shape *l = &s->layers[layer];
     uint32_t element_bytes = l->dtype == KVT_DTYPE_F32 ? 4 : 2;
     return l->kv_heads * (plane == KVT_SYNTH_K ? l->k_head_dim : l->v_head_dim) * element_bytes;
+}
+
+/* ---- libkvtier's calls, timed ----------------------------------------------------------------- */
+
+static int next_piece(struct walk *k, const struct kvt_piece **p) {
+    uint64_t begin_ns = kvt_synth_now_ns();
+    int rc = kvt_step_piece(k->w->step, p);
+    k->s->calls.layer_ns += kvt_synth_now_ns() - begin_ns;
+    return rc;
+}
+
+static int wait_for(struct walk *k, const struct kvt_piece *p) {
+    uint64_t begin_ns = kvt_synth_now_ns();
+    int rc = kvt_piece_wait(k->w->step, p);
+    uint64_t ns = kvt_synth_now_ns() - begin_ns;
+    k->s->calls.layer_ns += ns;
+    k->s->calls.wait_ns += ns;
+    return rc;
+}
+
+static int hand_back(struct walk *k, const struct kvt_piece *p) {
+    uint64_t begin_ns = kvt_synth_now_ns();
+    int rc = kvt_piece_done(k->w->step, p);
+    k->s->calls.layer_ns += kvt_synth_now_ns() - begin_ns;
+    return rc;
+}
+
+/* Behind a layer's last piece. */
+static void layer_ends(struct kvt_synth *s) {
+    if (s->calls.kept) {
+        kvt_synth_samples_keep(&s->calls.layers, (double)s->calls.layer_ns / 1000, false);
+    }
+    s->calls.layer_ns = 0;
 }
 
 /* ---- bytes ------------------------------------------------------------------------------------ */
@@ -248,7 +287,7 @@ static int hand_back_late(struct walk *k, uint32_t layer) {
         }
         int rc = do_planes(k, p, true);
         if (rc == 0) {
-            rc = kvt_piece_done(k->w->step, p);
+            rc = hand_back(k, p);
         }
         if (rc != 0) {
             return rc;
@@ -276,7 +315,7 @@ static int segment_piece(struct walk *k, const struct kvt_piece *p) {
     if (rc == 0 && p->last != 0) {
         rc = check_cover(k, p);
     }
-    return rc != 0 ? rc : kvt_piece_done(k->w->step, p);
+    return rc != 0 ? rc : hand_back(k, p);
 }
 
 static void hold(struct walk *k) {
@@ -297,9 +336,7 @@ static int one_piece(struct walk *k, const struct kvt_piece *p) {
     if (rc != 0) {
         return rc;
     }
-    uint64_t start_us = now_us();
-    rc = kvt_piece_wait(k->w->step, p);
-    s->totals.wait_us += now_us() - start_us;
+    rc = wait_for(k, p);
     s->totals.pieces++;
     s->totals.streamed_pieces += p->streamed;
     if (rc != 0) {
@@ -314,7 +351,11 @@ static int one_piece(struct walk *k, const struct kvt_piece *p) {
     } else if (s->o->compute_us > 0 && p->last != 0) {
         sleep_us(s->o->compute_us);
     }
-    return s->o->dense ? dense_piece(k, p) : segment_piece(k, p);
+    rc = s->o->dense ? dense_piece(k, p) : segment_piece(k, p);
+    if (p->last != 0) {
+        layer_ends(s);
+    }
+    return rc;
 }
 
 int kvt_synth_walk(struct kvt_synth *s, struct kvt_synth_step *w) {
@@ -326,8 +367,9 @@ int kvt_synth_walk(struct kvt_synth *s, struct kvt_synth_step *w) {
     k.w = w;
     k.hold = (int64_t)s->steps_begun == s->o->hold_step;
     s->steps_begun++;
+    s->calls.layer_ns = 0;
     w->aborted = w->abort_after == 0;
-    for (int64_t n = 0; !w->aborted && (rc = kvt_step_piece(w->step, &p)) != 0;) {
+    for (int64_t n = 0; !w->aborted && (rc = next_piece(&k, &p)) != 0;) {
         if (rc == 1) {
             rc = one_piece(&k, p);
         }
