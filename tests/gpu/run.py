@@ -8,11 +8,11 @@ Without CHECK all are run; --fast leaves out the long ones. Exit 0: all right, 1
 77: there is no GPU. Nothing but Python and what the bundle holds is needed.
 
 --fake runs the same against tests/fake_cuda (no GPU, tiny shapes): that is how tests/process/test_cuda.py
-keeps this script right. Each check is a function check_<name>; its text says what it shows.
+keeps this script right. Each check is a function check_<name>, here or, where something is timed, in measure.py;
+its text says what it shows.
 """
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -20,102 +20,11 @@ import sys
 import time
 import traceback
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, os.path.join(ROOT, "tests", "support"))
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from kvtierd import BIN, Daemon, program, wait_until  # noqa: E402
-
-KINDS = ["fd", "ipc"]
-MODES = ["dynamic", "static", "offloaded", "offloaded-static"]
-LLAMA = ["--layers", 32, "--heads", 8, "--k-dim", 128, "--v-dim", 128, "--dtype", "bf16"]
-SMALL = ["--layers", 6, "--heads", 2, "--k-dim", 16, "--v-dim", 16, "--dtype", "f16"]
-TOKEN_BYTES = 32 * 2 * 8 * 128 * 2  # llama-3-8b: K and V of a token in all layers
-EDITS = ["--rows", 2, "--rows-max", 4, "--ragged", "--crop", 10, "--fork", 10, "--reorder", 20, "--repeat",
-         10, "--select", 10, "--reset", 3, "--abort", 15, "--ahead", 4]
-
-MIB = 1 << 20
-GIB = 1 << 30
-
-
-class Context:
-    """What the checks share: real or fake, and the rows of the table."""
-
-    def __init__(self, fake=False, fast=False):
-        self.fake = fake
-        self.fast = fast
-        self.rows = []
-        self.environment = dict(os.environ)
-        if fake:
-            folder = os.path.join(os.path.dirname(BIN.rstrip("/")), "fake_cuda")
-            self.environment["LD_LIBRARY_PATH"] = folder
-            self.environment.setdefault("FAKE_CUDA_MEMORY", str(2 * GIB))
-
-    def row(self, what, result):
-        self.rows.append((what, result))
-        print(f"  {what}: {result}", flush=True)
-
-    def daemon(self, kind="fd", device=None, host=None, sets=None):
-        device = device or (96 * MIB if self.fake else 4 * GIB)
-        host = host or (256 * MIB if self.fake else 8 * GIB)
-        text = ("[daemon]\nidle_after = 300ms\n"
-                f"[host]\nbudget = {host // MIB}MiB\nchunk = {'1MiB' if self.fake else '64MiB'}\n"
-                f"[device gpu0]\ndriver = cuda\nbudget = {device // MIB}MiB\nextent_kind = {kind}\n")
-        return Daemon(config=text, sets=sets, environment=self.environment)
-
-    def start(self, daemon, *args, **environment):
-        return subprocess.Popen(
-            [program("kvtier-synth"), "--runtime-dir", daemon.runtime_dir, "--device-kind", "cuda",
-             *map(str, args)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, env={**self.environment, **environment})
-
-    def finish(self, worker, status=0, timeout_s=300):
-        try:
-            out, err = worker.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            out, err = worker.communicate()
-            raise AssertionError(f"still running: {' '.join(worker.args)}\n{out}{err}") from None
-        assert worker.returncode == status, \
-            f"exit {worker.returncode}: {' '.join(worker.args)}\n{out}{err}"
-        result = json.loads(out) if out else {}
-        result["stderr"] = err
-        return result
-
-    def synth(self, daemon, *args, timeout_s=300):
-        return self.finish(self.start(daemon, *args), timeout_s=timeout_s)
-
-
-def ctl(context, daemon, *args):
-    out = subprocess.run([program("kvtierctl"), "--runtime-dir", daemon.runtime_dir, "--json", *args],
-                         capture_output=True, text=True, check=True, env=context.environment)
-    return json.loads(out.stdout)
-
-
-def tiers(context, daemon):
-    return {tier["name"]: tier["used_bytes"] for tier in ctl(context, daemon, "status")["tiers"]}
-
-
-def expect_empty(context, daemon, timeout_s=10):
-    wait_until(lambda: not any(tiers(context, daemon).values()), "every budget is back to zero",
-               timeout_s)
-    status = ctl(context, daemon, "status")
-    assert status["workers"] == [] and status["caches"] == [], status
-
-
-def state_of(pid):
-    with open(f"/proc/{pid}/stat", encoding="ascii") as stream:
-        return stream.read().rsplit(")", 1)[1].split()[0]
-
-
-def gpu_used_bytes():
-    """What nvidia-smi says is in use on the first GPU; None: it says nothing."""
-    try:
-        out = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits",
-                              "-i", "0"], capture_output=True, text=True, check=True).stdout
-        return int(out.split()[0]) * MIB
-    except (OSError, ValueError, IndexError, subprocess.CalledProcessError):
-        return None
-
+import measure  # noqa: E402
+from harness import (EDITS, KINDS, LLAMA, MIB, MODES, SMALL, Context, expect_empty,  # noqa: E402
+                     gpu_used_bytes, program, state_of, tiers, wait_until)
 
 # ---------------------------------------------------------------- the checks
 
@@ -164,49 +73,6 @@ def check_exact(context):
             context.row(f"exact: {prompt} tokens, {mode}, {r['worker']}",
                         f"{r['bytes_checked'] / 1e9:.2f} GB checked, all right; "
                         f"{r['step_us'] / 1e3:.2f} ms a step")
-
-
-def ratio(context, tokens, *more, device=None, sets=None, label=""):
-    shape = SMALL if context.fake else LLAMA
-    token_bytes = 768 if context.fake else TOKEN_BYTES
-    host = (int(tokens * token_bytes * 1.1) // (64 * MIB) + 4) * 64 * MIB
-    steps = 16 if context.fake else max(24, min(200, 2_000_000 // tokens))
-    chunk = 256 if context.fake else 4096
-    with context.daemon(device=device or (96 * MIB if context.fake else 2 * GIB), host=host,
-                        sets=sets) as daemon:
-        r = context.synth(daemon, *shape, "--mode", "offloaded", "--prompt", tokens, "--chunk", chunk,
-                          "--tokens", steps, "--ahead", 16, "--limit", *more, timeout_s=580)
-    context.row(f"decode step, {tokens} tokens, nothing resident{label}",
-                f"ratio {r.get('ratio', 0):.4f}: {r['step_us'] / 1e3:.2f} ms (p10 "
-                f"{r['step_us_p10'] / 1e3:.2f}, p90 {r['step_us_p90'] / 1e3:.2f}; {r['steps_timed']} steps), "
-                f"limit {r.get('limit_us_before', 0) / 1e3:.2f} and {r.get('limit_us_after', 0) / 1e3:.2f} ms, "
-                f"{r.get('limit_gb_s', 0):.1f} GB/s, {r.get('limit_bytes', 0) / 1e9:.2f} GB a step")
-    return r
-
-
-def check_ratio8k(context):
-    """A decode step of 8,192 tokens, all streamed, over the same bytes on the bus."""
-    ratio(context, 1024 if context.fake else 8192)
-
-
-def check_ratio32k(context):
-    """32,768 tokens."""
-    ratio(context, 2048 if context.fake else 32768)
-
-
-def check_ratio128k(context):
-    """131,072 tokens: 17 GB of KV in host memory."""
-    ratio(context, 2048 if context.fake else 131072)
-
-
-def check_ratio400k(context):
-    """400,000 tokens: 52 GB of KV in host memory. Long; only when named."""
-    ratio(context, 2048 if context.fake else 400000)
-
-
-def check_dense(context):
-    """A decode step of 32,768 tokens as a dense worker takes it: slots of a whole layer."""
-    ratio(context, 1024 if context.fake else 32768, "--dense", label=", dense")
 
 
 def check_kill(context):
@@ -315,37 +181,8 @@ def check_daemon_kill(context):
                     f"the worker was told within {took:.2f} s; a new daemon served another")
 
 
-def check_two(context):
-    """Two and four workers at once: the sum of their bytes a second, and how even their shares are."""
-    shape, tokens, seconds = (SMALL, 600, 2) if context.fake else (LLAMA, 16384, 12)
-    rates = {}
-    for count in (1, 2, 4):
-        with context.daemon(device=2 * GIB if not context.fake else 160 * MIB,
-                            host=(12 * GIB if not context.fake else 256 * MIB)) as daemon:
-            workers = [context.start(daemon, *shape, "--mode", "offloaded", "--prompt", tokens, "--chunk",
-                                     4096, "--tokens", 1000000, "--ahead", 16, "--seed", n + 1, "--no-check")
-                       for n in range(count)]
-
-            def bytes_of():
-                return {w["pid"]: int(w["counters"]["to_device_bytes"])
-                        for w in ctl(context, daemon, "status")["workers"]}
-            time.sleep(1 if context.fake else 8)  # their prompts are over
-            begin, start = bytes_of(), time.monotonic()
-            time.sleep(seconds)
-            end, took = bytes_of(), time.monotonic() - start
-            shares = [(end[w.pid] - begin[w.pid]) / took for w in workers]
-            for worker in workers:
-                worker.kill()
-                worker.communicate()
-            expect_empty(context, daemon)
-        rates[count] = sum(shares)
-        spread = (max(shares) - min(shares)) / (sum(shares) / count) if sum(shares) else 0
-        context.row(f"{count} workers at once",
-                    f"{sum(shares) / 1e9:.2f} GB/s together, {sum(shares) / rates[1]:.3f} of one alone; "
-                    f"shares differ by {100 * spread:.1f}%")
-
-
-CHECKS = {name[len("check_"):]: f for name, f in list(globals().items()) if name.startswith("check_")}
+CHECKS = {name[len("check_"):]: f for name, f in [*globals().items(), *vars(measure).items()]
+          if name.startswith("check_")}
 LONG = ["ratio128k", "two"]
 NAMED_ONLY = ["ratio400k"]
 

@@ -13,7 +13,9 @@ import pytest
 from kvtierd import BIN, ROOT, Daemon, program, run_to_end
 
 sys.path.insert(0, os.path.join(ROOT, "tests", "gpu"))
-import run  # noqa: E402  (tests/gpu/run.py)
+import harness  # noqa: E402  (tests/gpu)
+import measure  # noqa: E402
+import run  # noqa: E402
 
 FAKE = os.path.join(os.path.dirname(BIN.rstrip("/")), "fake_cuda", "libcuda.so.1")
 pytestmark = pytest.mark.skipif(not os.path.exists(FAKE), reason="built without CUDA: no nvcc here")
@@ -24,13 +26,13 @@ NAMES = [name for name in run.CHECKS if not name.startswith("ratio") and name no
 
 @pytest.mark.parametrize("name", NAMES)
 def test_check(name):
-    context = run.Context(fake=True)
+    context = harness.Context(fake=True)
     run.CHECKS[name](context)
     assert context.rows
 
 
 def test_limit_is_measured():
-    result = run.ratio(run.Context(fake=True), 600)
+    result = measure.ratio(harness.Context(fake=True), 600)
     assert result["limit_bytes"] > 0
     assert result["ratio"] > 0 and result["steps_timed"] == 16
     assert abs(result["moved_bytes_step"] / result["limit_bytes"] - 1) < 0.01, result
@@ -38,9 +40,9 @@ def test_limit_is_measured():
 
 def test_slow_steps_are_told():
     """Which they were, and whether a STEP was asked for before them."""
-    context = run.Context(fake=True)
+    context = harness.Context(fake=True)
     with context.daemon() as daemon:
-        r = context.synth(daemon, *run.SMALL, "--mode", "offloaded", "--tokens", 24, "--ahead", 8)
+        r = context.synth(daemon, *harness.SMALL, "--mode", "offloaded", "--tokens", 24, "--ahead", 8)
     slow = r["slow_steps"]
     assert r["steps_timed"] == 24 and len(slow) == 5
     assert [s["us"] for s in slow] == sorted((s["us"] for s in slow), reverse=True)
@@ -52,9 +54,9 @@ def test_slow_steps_are_told():
 @pytest.mark.parametrize("mode", ["dynamic", "offloaded"])
 def test_a_step_without_the_library(mode):
     """Only where nothing is streamed: a slot is not the worker's any more when its piece is done."""
-    context = run.Context(fake=True)
+    context = harness.Context(fake=True)
     with context.daemon() as daemon:
-        r = context.synth(daemon, *run.SMALL, "--mode", mode, "--tokens", 24, "--ahead", 8, "--bare",
+        r = context.synth(daemon, *harness.SMALL, "--mode", mode, "--tokens", 24, "--ahead", 8, "--bare",
                           "--compute-us", 100)
     assert r["steps"] == 3 + 1 + 24 + 1 and r["steps_timed"] == 24
     assert 0 < r["host_us_layer"] <= r["host_us_layer_p99"] and r["host_us_begin"] > r["host_us_layer"]
@@ -86,12 +88,12 @@ def test_a_driver_that_is_too_old():
 
 
 def test_the_daemons_gpu_is_lost():
-    context = run.Context(fake=True)
+    context = harness.Context(fake=True)
     context.environment["FAKE_CUDA_FAIL_AFTER"] = "300"
     daemon = context.daemon()
     del context.environment["FAKE_CUDA_FAIL_AFTER"]  # the worker's is well
     try:
-        worker = context.start(daemon, *run.SMALL, "--mode", "offloaded", "--prompt", 2000, "--tokens", 100000)
+        worker = context.start(daemon, *harness.SMALL, "--mode", "offloaded", "--prompt", 2000, "--tokens", 100000)
         result = context.finish(worker, status=3, timeout_s=60)
         assert result["result"] in ("KVT_EGONE", "KVT_EDEVICE"), result
         assert daemon.stop(check=False) == 4
@@ -101,31 +103,31 @@ def test_the_daemons_gpu_is_lost():
 
 
 def test_the_workers_gpu_is_lost():
-    context = run.Context(fake=True)
+    context = harness.Context(fake=True)
     with context.daemon() as daemon:
-        worker = context.start(daemon, *run.SMALL, "--mode", "offloaded", "--prompt", 2000, "--tokens", 100000,
+        worker = context.start(daemon, *harness.SMALL, "--mode", "offloaded", "--prompt", 2000, "--tokens", 100000,
                                FAKE_CUDA_FAIL_AFTER="30")
         result = context.finish(worker, status=3, timeout_s=60)
         assert result["result"] == "KVT_EDEVICE", result
-        context.synth(daemon, *run.SMALL, "--mode", "offloaded", "--prompt", 300, "--tokens", 10)
-        run.expect_empty(context, daemon)
+        context.synth(daemon, *harness.SMALL, "--mode", "offloaded", "--prompt", 300, "--tokens", 10)
+        harness.expect_empty(context, daemon)
 
 
 def test_two_gpus():
     """Each worker computes on the one that it names, and the daemon knows them by their UUIDs."""
-    context = run.Context(fake=True)
+    context = harness.Context(fake=True)
     context.environment["FAKE_CUDA_GPUS"] = "2"
     config = "[host]\nbudget = 128MiB\n" + "".join(
         f"[device gpu{n}]\ndriver = cuda\nbudget = 64MiB\nuuid = {(0xa0 + n):02x}" +
         f"{(0xa0 + n):02x}" * 15 + "\n" for n in (1, 0))
     with Daemon(config=config, environment=context.environment) as daemon:
-        workers = [context.start(daemon, *run.SMALL, "--mode", "offloaded", "--prompt", 900, "--tokens", 400,
+        workers = [context.start(daemon, *harness.SMALL, "--mode", "offloaded", "--prompt", 900, "--tokens", 400,
                                  "--device", f"{0xa0 + n:02x}" * 16, "--seed", n + 1) for n in (0, 1)]
-        run.wait_until(lambda: {w["device"] for w in run.ctl(context, daemon, "status")["workers"]} ==
+        harness.wait_until(lambda: {w["device"] for w in harness.ctl(context, daemon, "status")["workers"]} ==
                        {"gpu0", "gpu1"}, "one worker on each GPU")
         for worker in workers:
             context.finish(worker)
-        run.expect_empty(context, daemon)
+        harness.expect_empty(context, daemon)
 
 
 def test_a_worker_without_a_gpu():
@@ -138,7 +140,7 @@ def test_a_worker_without_a_gpu():
 
 
 def test_a_gpu_that_the_daemon_does_not_have():
-    context = run.Context(fake=True)
+    context = harness.Context(fake=True)
     context.environment["FAKE_CUDA_GPUS"] = "2"
     with Daemon(config=CONFIG, environment=context.environment) as daemon:
         worker = context.start(daemon, "--device", "a1" * 16)
