@@ -2,10 +2,11 @@
 """Everything about the cuda device that needs a GPU, in one go, with a table at the end.
 
     make bundle, then on the GPU's machine:
-    KVT_BIN=build/bundle/bin tests/gpu/run.py [--fast] [--list] [CHECK]...
+    KVT_BIN=build/bundle/bin tests/gpu/run.py [--fast] [--list] [--set NAME=VALUE]... [CHECK]...
 
-Without CHECK all are run; --fast leaves out the long ones. Exit 0: all right, 1: something failed,
-77: there is no GPU. Nothing but Python and what the bundle holds is needed.
+Without CHECK all are run but those that only run when named; --fast leaves out the long ones. Exit 0: all
+right (a goal of the table may be missed), 1: something failed, 77: there is no GPU. Nothing but Python and
+what the bundle holds is needed.
 
 --fake runs the same against tests/fake_cuda (no GPU, tiny shapes): that is how tests/process/test_cuda.py
 keeps this script right. Each check is a function check_<name>, here or, where something is timed, in measure.py;
@@ -23,8 +24,9 @@ import traceback
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import measure  # noqa: E402
-from harness import (EDITS, KINDS, LLAMA, MIB, MODES, SMALL, Context, expect_empty,  # noqa: E402
-                     gpu_used_bytes, program, state_of, tiers, wait_until)
+from harness import (EDITS, GIB, KINDS, LLAMA, MIB, MODES, SMALL, TOKEN_BYTES, WIDE,  # noqa: E402
+                     WIDE_SETS, WIDE_TOKEN_BYTES, Context, Skip, expect_empty, gpu_used_bytes, memory_left_bytes,
+                     nvidia_smi, program, state_of, tiers, verdict, wait_until)
 
 # ---------------------------------------------------------------- the checks
 
@@ -75,33 +77,57 @@ def check_exact(context):
                         f"{r['step_us'] / 1e3:.2f} ms a step")
 
 
-def check_kill(context):
-    """SIGKILL of a worker in mid-step, again and again; another's bytes stay right, nothing leaks."""
-    kills = 5 if context.fake else 20
-    before = gpu_used_bytes()
-    for kind in KINDS:
-        with context.daemon(kind) as daemon:
-            steady = context.start(daemon, *SMALL, "--mode", "offloaded", "--prompt", 900, "--tokens", 200,
-                                   "--ahead", 4, "--seconds", 2 if context.fake else 15, "--seed", 1)
-            for n in range(kills):
-                victim = context.start(daemon, *SMALL, "--mode", ["offloaded", "dynamic"][n % 2],
-                                       "--prompt", 900, "--tokens", 100000, "--ahead", 16,
-                                       "--seed", n + 2, "--compute-us", 200, "--progress")
-                for _ in range(6 + n % 4):
+def kill_workers(context, kind, kills, at_once, limit_s):
+    """Kills so many in mid-step, a few at a time, beside one whose bytes are compared all the while. Returns
+    how many within the limit, the seconds, and the bytes compared."""
+    steady, checked, killed, start = None, 0, 0, time.monotonic()
+    with context.daemon(kind) as daemon:
+        while killed < kills and time.monotonic() - start < limit_s:
+            if steady is None or steady.poll() is not None:
+                checked += context.finish(steady)["bytes_checked"] if steady else 0
+                steady = context.start(daemon, *SMALL, "--mode", "offloaded", "--prompt", 900, "--tokens",
+                                       200, "--ahead", 4, "--seconds", 1 if context.fake else 5, "--seed", 1)
+            victims = [context.start(daemon, *SMALL, "--mode", ["offloaded", "dynamic"][n % 2],
+                                     "--prompt", 900, "--tokens", 100000, "--ahead", 16,
+                                     "--seed", n + 2, "--compute-us", 200, "--progress")
+                       for n in range(killed, min(killed + at_once, kills))]
+            for n, victim in enumerate(victims):
+                for _ in range(6 + (killed + n) % 4):
                     victim.stderr.readline()  # it is in the middle of its prompt or beyond
+            for victim in victims:
                 victim.kill()
                 victim.communicate()
-            r = context.finish(steady)
-            expect_empty(context, daemon)
-            assert not daemon.has_line("error"), daemon.log()
+                assert victim.returncode == -signal.SIGKILL, "it had ended before it was killed"
+            killed += len(victims)
+        took = time.monotonic() - start
+        checked += context.finish(steady)["bytes_checked"]
+        expect_empty(context, daemon)
+        assert not daemon.has_line("error"), daemon.log()
+    return killed, took, checked
+
+
+def kill(context, kills, at_once, limit_s):
+    before = gpu_used_bytes()
+    for kind in KINDS:
+        killed, took, checked = kill_workers(context, kind, kills, at_once, limit_s)
         context.row(f"worker SIGKILL in mid-step, {kind}",
-                    f"{kills} kills, the other one checked {r['bytes_checked'] / 1e6:.0f} MB, all right; "
-                    "budgets back to zero")
+                    f"{killed} kills in {took:.0f} s ({verdict(killed == kills, f'{kills} kills')}), the other one "
+                    f"checked {checked / 1e6:.0f} MB, all right; budgets back to zero")
     after = gpu_used_bytes()
     if before is not None and after is not None and not context.fake:
         context.row("GPU memory in use before and after the kills",
                     f"{before // MIB} and {after // MIB} MiB")
         assert after <= before + 64 * MIB, "GPU memory has leaked"
+
+
+def check_kill(context):
+    """SIGKILL of a worker in mid-step, again and again; another's bytes stay right, nothing leaks."""
+    kill(context, 5 if context.fake else 20, at_once=1, limit_s=60)
+
+
+def check_kills100(context):
+    """The same, 100 times in all, four at a time; at most a minute."""
+    kill(context, 8 if context.fake else 50, at_once=4, limit_s=28)
 
 
 def check_stop(context):
@@ -181,10 +207,47 @@ def check_daemon_kill(context):
                     f"the worker was told within {took:.2f} s; a new daemon served another")
 
 
+def check_exceed(context):
+    """One sequence that neither the card nor the device's budget nor the host's holds alone. Long."""
+    if context.fake:
+        card = 80 * MIB
+        context = context.also(FAKE_CUDA_MEMORY=str(card))
+    else:
+        answers = nvidia_smi("memory.total")
+        if not answers:
+            raise Skip("nvidia-smi does not say how large the card is")
+        card = int(answers[0]) * MIB
+    shape, token_bytes = (WIDE, WIDE_TOKEN_BYTES) if context.fake else (LLAMA, TOKEN_BYTES)
+    chunk, steps = (512, 8) if context.fake else (16384, 24)
+    tokens = int(card * 1.08 / token_bytes) // 256 * 256
+    kv = tokens * token_bytes
+    device = card * 3 // 4
+    host = int((kv - device) * 1.2) + (16 * MIB if context.fake else 2 * GIB)
+    if not context.fake and memory_left_bytes() < host + 8 * GIB:
+        raise Skip(f"{host // GIB} GiB of host memory and 8 to spare are needed for {tokens} tokens; "
+                   f"{memory_left_bytes() // GIB} are free")
+    with context.daemon(device=device, host=host, sets=WIDE_SETS if context.fake else None) as daemon:
+        r = context.synth(daemon, *shape, "--mode", "dynamic", "--prompt", tokens, "--chunk", chunk,
+                          "--tokens", steps, "--ahead", 8, "--limit", timeout_s=240)
+        expect_empty(context, daemon)
+    resident, streamed = r["layers"].count("R"), r["layers"].count("S")
+    assert resident > 0 and streamed > 0 and kv > card and kv > host, r
+    assert r["device_bytes"] <= device and r["host_bytes"] <= host, r
+    assert kv <= r["device_bytes"] + r["host_bytes"] < 1.05 * kv, r  # each layer in one place
+    assert r["bytes_checked"] >= steps * kv, r
+    context.row(f"{kv / 1e9:.2f} GB of KV ({tokens} tokens) on a card of {card / 1e9:.2f} GB",
+                f"{resident} layers on the device ({r['device_bytes'] / 1e9:.2f} of {device / 1e9:.2f} GB), "
+                f"{streamed} in the host ({r['host_bytes'] / 1e9:.2f} of {host / 1e9:.2f} GB), none in both; "
+                f"{r['steps_timed']} decode steps in {r['schedules_timed']} schedules, "
+                f"{r['step_us'] / 1e3:.1f} ms each, {r['ratio']:.4f} x the bus, every byte compared in each: "
+                f"{r['bytes_checked'] / 1e9:.1f} GB in all, all right; "
+                f"{r['elapsed_s']:.0f} s with the prompt")
+
+
 CHECKS = {name[len("check_"):]: f for name, f in [*globals().items(), *vars(measure).items()]
           if name.startswith("check_")}
-LONG = ["ratio128k", "two"]
-NAMED_ONLY = ["ratio400k"]
+LONG = ["ratio128k", "two", "two_gpus", "prefill_beside"]
+NAMED_ONLY = ["ratio400k", "kills100", "exceed"]
 
 
 def why_no_gpu(context):
@@ -195,20 +258,23 @@ def why_no_gpu(context):
 
 
 def run(context, names):
-    """Runs the checks; returns the names of those that failed."""
-    failed = []
+    """Runs the checks; returns the names of those that failed, and of those that this machine cannot make."""
+    failed, skipped = [], []
     for name in names:
         print(f"{name}: {CHECKS[name].__doc__}", flush=True)
         start = time.monotonic()
         try:
             CHECKS[name](context)
+        except Skip as reason:
+            skipped.append(name)
+            context.row(f"{name} SKIPPED", str(reason))
         except (AssertionError, OSError, KeyError, ValueError, subprocess.SubprocessError) as error:
             failed.append(name)
             context.row(f"{name} FAILED", str(error)[:3000])
             if not isinstance(error, AssertionError):
                 traceback.print_exc()
         print(f"  ({time.monotonic() - start:.1f} s)", flush=True)
-    return failed
+    return failed, skipped
 
 
 def main():
@@ -217,6 +283,8 @@ def main():
     parser.add_argument("--fast", action="store_true")
     parser.add_argument("--fake", action="store_true")
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                        help="an option of every daemon, as device.gpu0.piece_size=32MiB")
     options = parser.parse_args()
     if options.list:
         for name, check in CHECKS.items():
@@ -226,18 +294,19 @@ def main():
     if unknown:
         parser.error(f"unknown: {' '.join(unknown)}; --list names the checks")
     context = Context(options.fake, options.fast)
+    context.sets = dict(one.split("=", 1) for one in options.set)
     reason = why_no_gpu(context)
     if reason:
         print(f"SKIP gpu: {reason}")
         return 77
-    skipped = NAMED_ONLY + (LONG if options.fast else [])
-    names = options.checks or [name for name in CHECKS if name not in skipped]
-    failed = run(context, names)
+    left_out = NAMED_ONLY + (LONG if options.fast else [])
+    names = options.checks or [name for name in CHECKS if name not in left_out]
+    failed, skipped = run(context, names)
     print("\nSUMMARY", "(fake GPU)" if options.fake else "")
     for what, result in context.rows:
         print(f"| {what} | {result} |")
-    print(f"{len(names) - len(failed)} of {len(names)} checks passed" +
-          (f"; FAILED: {' '.join(failed)}" if failed else ""))
+    print(f"{len(names) - len(failed) - len(skipped)} of {len(names)} checks passed" +
+          (f"; skipped: {' '.join(skipped)}" if skipped else "") + (f"; FAILED: {' '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 
 

@@ -88,10 +88,12 @@ static void report_gpu(struct kvt_synth *s) {
     struct kvt_synth_samples *times = kvt_synth_gpu_times(s->gpu);
     struct kvt_synth_summary t;
     kvt_synth_samples_sum_up(times, &t);
-    (void)printf(", \"steps_timed\": %u, \"step_us\": %.1f, \"step_us_p10\": %.1f, "
+    (void)printf(", \"steps_timed\": %u, \"schedules_timed\": %u, \"step_us\": %.1f, "
+                 "\"step_us_p10\": %.1f, "
                  "\"step_us_p90\": %.1f, \"step_us_p99\": %.1f, \"step_us_max\": %.1f, "
                  "\"step_us_mean\": %.1f",
-                 t.count, t.p50_us, t.p10_us, t.p90_us, t.p99_us, t.max_us, t.mean_us);
+                 t.count, s->calls.begins.count, t.p50_us, t.p10_us, t.p90_us, t.p99_us, t.max_us,
+                 t.mean_us);
     report_slow(times);
     report_calls("host_us_layer", &s->calls.layers);
     report_calls("host_us_end", &s->calls.ends);
