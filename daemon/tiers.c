@@ -14,6 +14,7 @@
 
 #define EVENTS_A_TURN 256
 #define RETRY_MS      1 /* a full queue is tried again */
+#define HUGE_BYTES    (UINT64_C(2) << 20)
 
 struct kvt_queued_command {
     struct kvt_queued_command *next;
@@ -340,6 +341,7 @@ int kvt_tiers_start(struct kvt_tiers *t, struct kvt_daemon *d, char *text) {
         return -KVT_ESYS;
     }
     struct kvt_host_config host = {.budget_bytes = d->config.host_budget_bytes,
+                                   .huge_pages = d->config.host_chunk_bytes % HUGE_BYTES == 0,
                                    .touch_threads = d->config.host_touch_threads,
                                    .notify_fd = t->notify_fd};
     rc = kvt_host_start(&host, &t->host, why);

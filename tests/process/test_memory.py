@@ -1,7 +1,7 @@
 """What kvtierd and kvtierd-front hold in memory, by the kernel's account, beside their budgets.
 
-Whatever the daemon shares is a memory file, and its mappings bear the file's name, so each kind is
-compared with what bounds it, and the sum with the sum:
+Whatever the daemon shares is a memory file, and its mappings bear the file's name; the host arena is
+private, and known by its size. So each kind is compared with what bounds it, and the sum with the sum:
   kvtier-extent    the device's budget
   kvtier-host      the host's budget
   kvtier-ring      ring_bytes of WELCOME for each worker: its ring is filled once round as it works
@@ -39,13 +39,15 @@ WORKERS = [["--k-dim", 64, "--v-dim", 64, "--prompt", 2000, "--mode", mode]
 
 
 def resident_kib(pid):
-    """KiB in memory by the name of the memory file, "anonymous", and "all" of these."""
+    """KiB in memory by the name of the memory file or arena, "anonymous", and "all" of these."""
     found = {"anonymous": 0}
     with open(f"/proc/{pid}/smaps", encoding="utf-8", errors="replace") as stream:
         for line in stream:
-            mapping = re.match(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(?:/memfd:(\S+))?", line)
+            mapping = re.match(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ (\d+) *(?:/memfd:(\S+))?", line)
             if mapping:
-                name = mapping.group(1)
+                size = int(mapping.group(2), 16) - int(mapping.group(1), 16)
+                arena = size == HOST_KIB << 10 and mapping.group(3) == "0"
+                name = "kvtier-host" if arena else mapping.group(4)
             elif name and line.startswith("Rss:"):
                 found[name] = found.get(name, 0) + int(line.split()[1])
             elif not name and line.startswith("Anonymous:"):

@@ -24,12 +24,14 @@
 
 static struct kvt_host *host;
 static int notify_fd;
+static bool huge_pages;
 static char text[KVT_TEXT_BYTES];
 
 static void start(uint64_t budget_bytes, uint32_t touch_threads) {
     notify_fd = eventfd(0, EFD_CLOEXEC);
     struct kvt_host_config c = {
         .budget_bytes = budget_bytes, .touch_threads = touch_threads, .notify_fd = notify_fd};
+    c.huge_pages = huge_pages;
     CU_ASSERT_EQUAL_FATAL(kvt_host_start(&c, &host, text), 0);
 }
 
@@ -141,21 +143,118 @@ static void test_refuses_more_than_the_machine_has(void) {
     CU_ASSERT_PTR_NULL(host);
 }
 
-/* In a child, since a limit on the size of files stays. */
-static void test_refuses_more_than_a_limit(void) {
+/* Whether `check` holds in a child of ours, since limits stay. */
+static bool holds_in_a_child(bool (*check)(void)) {
     pid_t pid = fork();
     CU_ASSERT_TRUE_FATAL(pid >= 0);
     if (pid == 0) {
-        struct rlimit limit = {.rlim_cur = 16 * MIB, .rlim_max = 16 * MIB};
-        struct kvt_host_config c = {.budget_bytes = 32 * MIB, .touch_threads = 1, .notify_fd = -1};
-        bool ok = setrlimit(RLIMIT_FSIZE, &limit) == 0 &&
-                  kvt_host_start(&c, &host, text) == -KVT_ECONFIG && strstr(text, "32 MiB") &&
-                  strstr(text, "16 MiB") && strstr(text, "RLIMIT_FSIZE");
-        _exit(ok ? 0 : 1);
+        _exit(check() ? 0 : 1);
     }
     int status = -1;
     CU_ASSERT_EQUAL(waitpid(pid, &status, 0), pid);
-    CU_ASSERT_EQUAL(status, 0);
+    return status == 0;
+}
+
+static const char *refused_budget(uint64_t bytes, int code) {
+    struct kvt_host_config c = {.budget_bytes = bytes, .touch_threads = 1, .notify_fd = -1};
+    text[0] = '\0';
+    return kvt_host_start(&c, &host, text) == code ? text : "";
+}
+
+static bool a_limit_is_named(void) {
+    struct rlimit limit = {.rlim_cur = 16 * MIB, .rlim_max = 16 * MIB};
+    if (setrlimit(RLIMIT_DATA, &limit) != 0) {
+        return false;
+    }
+    const char *why = refused_budget(32 * MIB, -KVT_ECONFIG);
+    return strstr(why, "32 MiB") && strstr(why, "16 MiB") && strstr(why, "RLIMIT_DATA");
+}
+
+static bool a_files_limit_is_none_of_ours(void) {
+    struct rlimit limit = {.rlim_cur = 4096, .rlim_max = 4096};
+    struct kvt_host_config c = {.budget_bytes = 32 * MIB, .touch_threads = 1, .notify_fd = -1};
+    return setrlimit(RLIMIT_FSIZE, &limit) == 0 && kvt_host_start(&c, &host, text) == 0;
+}
+
+/* The limit would suffice for the budget alone. So a kernel refuses that does not overcommit. */
+static bool what_the_kernel_refuses_is_named(void) {
+    struct rlimit limit = {.rlim_cur = 64 * MIB, .rlim_max = 64 * MIB};
+    if (setrlimit(RLIMIT_DATA, &limit) != 0) {
+        return false;
+    }
+    const char *why = refused_budget(64 * MIB, -KVT_ENOMEM);
+    return strstr(why, "64 MiB") && strstr(why, "[host] budget") && strstr(why, "overcommit");
+}
+
+static void test_refuses_more_than_a_limit(void) {
+    CU_ASSERT_TRUE(holds_in_a_child(a_limit_is_named));
+    CU_ASSERT_TRUE(holds_in_a_child(a_files_limit_is_none_of_ours));
+    CU_ASSERT_TRUE(holds_in_a_child(what_the_kernel_refuses_is_named));
+}
+
+/* ---- the arena in this process ----------------------------------------------------------------- */
+
+/* A line of the arena's mapping in /proc/self/smaps that begins with `key`; "": none. */
+static const char *mapping_line(const char *key) {
+    static char line[512];
+    unsigned long begin = 0;
+    unsigned long end = 0;
+    bool inside = false;
+    FILE *f = fopen("/proc/self/smaps", "r");
+    CU_ASSERT_PTR_NOT_NULL_FATAL(f);
+    while (fgets(line, sizeof(line), f)) {
+        if (sscanf(line, "%lx-%lx ", &begin, &end) == 2) {
+            inside = begin == (uintptr_t)kvt_host_base(host);
+        } else if (inside && strncmp(line, key, strlen(key)) == 0) {
+            fclose(f);
+            return line;
+        }
+    }
+    fclose(f);
+    return "";
+}
+
+/* The kernel says no to huge pages on some machines: "never" between brackets, or no such file. */
+static bool machine_has_huge_pages(void) {
+    char line[128] = "";
+    FILE *f = fopen("/sys/kernel/mm/transparent_hugepage/enabled", "r");
+    bool has = f && fgets(line, sizeof(line), f) && !strstr(line, "[never]");
+    if (f) {
+        fclose(f);
+    }
+    return has;
+}
+
+static void test_huge_pages(void) {
+    for (int huge = 0; huge < 2; huge++) {
+        huge_pages = huge;
+        start(16 * MIB, 1);
+        CU_ASSERT_EQUAL(kvt_host_grow(host, 2 * MIB, 2 * MIB), 0);
+        CU_ASSERT_EQUAL(next_event().code, 0);
+        CU_ASSERT_EQUAL(present_bytes(0, 16 * MIB), 2 * MIB); /* and nothing else */
+        CU_ASSERT_PTR_NOT_NULL(strstr(mapping_line("VmFlags:"), huge ? " hg" : " nh"));
+        if (machine_has_huge_pages()) {
+            long kib = -1;
+            CU_ASSERT_EQUAL(sscanf(mapping_line("AnonHugePages:"), "AnonHugePages: %ld", &kib), 1);
+            CU_ASSERT_EQUAL(kib, huge ? 2048 : 0);
+        }
+        if (!huge) { /* ranges that a huge page would cross */
+            CU_ASSERT_EQUAL(kvt_host_grow(host, 4096, 4096), 0);
+            CU_ASSERT_EQUAL(next_event().code, 0);
+            CU_ASSERT_EQUAL(present_bytes(0, 16 * MIB), 2 * MIB + 4096);
+        }
+        stop();
+    }
+    huge_pages = false;
+}
+
+/* Copying pinned pages into a child would cost as much memory again, and core files are no place for
+ * other people's text. */
+static void test_is_neither_forked_nor_dumped(void) {
+    start(4 * MIB, 1);
+    CU_ASSERT_PTR_NOT_NULL(strstr(mapping_line("VmFlags:"), " dc")); /* not copied on fork */
+    CU_ASSERT_PTR_NOT_NULL(strstr(mapping_line("VmFlags:"), " dd")); /* not dumped */
+    stop();
 }
 
 static void test_memory_files_are_sealed_and_private(void) {
@@ -187,8 +286,8 @@ static void test_touch_answers_when_there_is_no_memory(void) {
     uint8_t *base = mmap(NULL, 64 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     CU_ASSERT_TRUE_FATAL(base != MAP_FAILED);
     text[0] = '\0';
-    CU_ASSERT_EQUAL(kvt_touch("host", fd, base, 0, 16 * MIB, 2, text), 0);
-    CU_ASSERT_EQUAL(kvt_touch("host", fd, base, 0, 64 * MIB, 4, text), -KVT_ENOMEM);
+    CU_ASSERT_EQUAL(kvt_touch("host", base, 16 * MIB, 2, text), 0);
+    CU_ASSERT_EQUAL(kvt_touch("host", base, 64 * MIB, 4, text), -KVT_ENOMEM);
     CU_ASSERT_PTR_NOT_NULL(strstr(text, "host: 64 MiB"));
     munmap(base, 64 * MIB);
     close(fd);
@@ -270,6 +369,8 @@ int main(void) {
         {"stops with everything waiting", test_stops_with_everything_waiting},
         {"refuses more than the machine has", test_refuses_more_than_the_machine_has},
         {"refuses more than a limit", test_refuses_more_than_a_limit},
+        {"huge pages", test_huge_pages},
+        {"is neither forked nor dumped", test_is_neither_forked_nor_dumped},
         {"memory files are sealed and private", test_memory_files_are_sealed_and_private},
         {"touch answers when there is no memory", test_touch_answers_when_there_is_no_memory},
         {"machine memory", test_machine_memory},

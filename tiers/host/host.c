@@ -10,9 +10,9 @@
 
 #include "proto/errors.h"
 #include "tiers/engine/assert.h"
+#include "tiers/host/anonymous.h"
 #include "tiers/host/bell.h"
 #include "tiers/host/machine.h"
-#include "tiers/host/memfd.h"
 #include "tiers/host/queue.h"
 #include "tiers/host/thread.h"
 #include "tiers/host/touch.h"
@@ -25,8 +25,7 @@
 #include <unistd.h>
 
 enum { COMMANDS_MAX = 1024, EVENTS_MAX = 64 };
-#define PAGE_BYTES  4096
-#define ALIGN_BYTES (UINT64_C(2) << 20)
+#define PAGE_BYTES 4096
 
 struct command {
     uint64_t offset;
@@ -36,9 +35,8 @@ struct command {
 
 struct kvt_host {
     struct kvt_host_config config;
-    int fd;
     uint8_t *base;
-    uint64_t reserved_bytes; /* address range: the budget, rounded up to ALIGN_BYTES */
+    uint64_t reserved_bytes; /* address range: the budget, rounded up to whole huge pages */
     struct kvt_queue *commands;
     struct kvt_queue *events;
     struct kvt_bell bell; /* for the thread: a command, room for an event, or stop */
@@ -58,10 +56,10 @@ static int grow(struct kvt_host *h, const struct command *c, char *text) {
     if (rc != 0) {
         return rc;
     }
-    rc = kvt_touch("host", h->fd, h->base, c->offset, c->bytes, h->config.touch_threads, text);
+    rc = kvt_touch("host", h->base + c->offset, c->bytes, h->config.touch_threads, text);
     if (rc != 0) {
         char unused[KVT_TEXT_BYTES]; /* the first reason is the one to tell */
-        int undone = kvt_untouch("host", h->fd, c->offset, c->bytes, unused);
+        int undone = kvt_untouch("host", h->base + c->offset, c->bytes, unused);
         (void)undone;
     }
     return rc;
@@ -69,7 +67,8 @@ static int grow(struct kvt_host *h, const struct command *c, char *text) {
 
 static void carry_out(struct kvt_host *h, const struct command *c) {
     struct kvt_host_event e = {.grown = c->grow, .offset = c->offset, .bytes = c->bytes};
-    e.code = c->grow ? grow(h, c, e.text) : kvt_untouch("host", h->fd, c->offset, c->bytes, e.text);
+    e.code =
+        c->grow ? grow(h, c, e.text) : kvt_untouch("host", h->base + c->offset, c->bytes, e.text);
     for (;;) {
         uint32_t seen = kvt_bell_rings(&h->bell);
         if (stopping(h)) {
@@ -101,9 +100,19 @@ static void *run(void *argument) {
 
 /* ---- the loop's side ------------------------------------------------------------------------- */
 
+/* Private memory counts in full as soon as it is mapped where the kernel does not overcommit. */
+static void reservation_failed(uint64_t bytes, int error, char *text) {
+    char size[KVT_SIZE_TEXT_BYTES];
+    snprintf(text, KVT_TEXT_BYTES,
+             "host: %s of private memory could not be reserved: %s; lower [host] budget, or, where "
+             "vm.overcommit_memory is 2, raise vm.overcommit_ratio",
+             kvt_size_text(bytes, size), strerror(error));
+}
+
 int kvt_host_start(const struct kvt_host_config *c, struct kvt_host **out, char *text) {
     KVT_ASSERT(c->budget_bytes > 0);
-    int rc = kvt_machine_check_budget("host", "[host] budget", c->budget_bytes, text);
+    int rc = kvt_machine_check_budget("host", "[host] budget", KVT_MACHINE_PRIVATE, c->budget_bytes,
+                                      text);
     if (rc != 0) {
         return rc;
     }
@@ -114,23 +123,16 @@ int kvt_host_start(const struct kvt_host_config *c, struct kvt_host **out, char 
     }
     h->config = *c;
     h->config.touch_threads = c->touch_threads ? c->touch_threads : 1;
-    h->fd = -1;
-    h->reserved_bytes = (c->budget_bytes + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
+    h->reserved_bytes = (c->budget_bytes + KVT_HUGE_PAGE_BYTES - 1) & ~(KVT_HUGE_PAGE_BYTES - 1);
     rc = -KVT_ENOMEM;
     if (kvt_queue_create(sizeof(struct command), COMMANDS_MAX, &h->commands) != 0 ||
         kvt_queue_create(sizeof(struct kvt_host_event), EVENTS_MAX, &h->events) != 0) {
         goto fail;
     }
-    rc = h->fd = kvt_memfd_create("host", "kvtier-host", h->reserved_bytes, text);
-    if (h->fd < 0) {
-        goto fail;
-    }
-    h->base = kvt_memfd_map(h->fd, h->reserved_bytes);
+    h->base = kvt_anonymous_map("kvtier-host", h->reserved_bytes, c->huge_pages);
     if (!h->base) {
-        char size[KVT_SIZE_TEXT_BYTES];
-        snprintf(text, KVT_TEXT_BYTES, "host: %s of addresses could not be reserved: %s",
-                 kvt_size_text(h->reserved_bytes, size), strerror(errno));
-        rc = -KVT_ESYS;
+        reservation_failed(h->reserved_bytes, errno, text);
+        rc = -KVT_ENOMEM;
         goto fail;
     }
     rc = kvt_thread_start("kvt-host", run, h, &h->thread);
@@ -160,9 +162,6 @@ void kvt_host_stop(struct kvt_host *h) {
     }
     if (h->base) {
         munmap(h->base, h->reserved_bytes);
-    }
-    if (h->fd >= 0) {
-        close(h->fd);
     }
     kvt_queue_free(h->events);
     kvt_queue_free(h->commands);

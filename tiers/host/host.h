@@ -1,7 +1,7 @@
-/* The host tier: one memfd arena with a hard budget, mapped once at full size and touched piece by
- * piece. The engine decides which ranges exist; a thread of this module brings them up (first touch
- * in parallel) and gives them back to the kernel (hole punching, so that they read as zeroes when
- * they come again). Registration for DMA is the device driver's (host_added).
+/* The host tier: one arena of private memory with a hard budget, mapped once at full size and touched
+ * piece by piece. The engine decides which ranges exist; a thread of this module brings them up (first
+ * touch in parallel) and gives them back to the kernel, so that they read as zeroes when they come
+ * again. Registration for DMA is the device driver's (host_added).
  */
 #ifndef KVT_HOST_HOST_H
 #define KVT_HOST_HOST_H
@@ -15,6 +15,7 @@ struct kvt_host;
 
 struct kvt_host_config {
     uint64_t budget_bytes;
+    bool huge_pages; /* every range is made of whole ones, 2 MiB: use them where the kernel can */
     uint32_t touch_threads;
     int notify_fd; /* eventfd, written when events wait; borrowed */
 };
@@ -28,7 +29,8 @@ struct kvt_host_event {
 };
 
 /* Refuses politely, naming the numbers, when the budget exceeds the machine's memory or a limit
- * (-KVT_ECONFIG). The address is a multiple of 2 MiB. */
+ * (-KVT_ECONFIG), or the kernel does not let so much be mapped (-KVT_ENOMEM). The address is a
+ * multiple of 2 MiB. */
 int kvt_host_start(const struct kvt_host_config *c, struct kvt_host **out, char *text)
     __attribute__((warn_unused_result));
 void kvt_host_stop(struct kvt_host *h);

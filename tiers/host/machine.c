@@ -160,8 +160,25 @@ const char *kvt_size_text(uint64_t bytes, char text[KVT_SIZE_TEXT_BYTES]) {
     return text;
 }
 
-int kvt_machine_check_budget(const char *what, const char *option, uint64_t budget_bytes,
-                             char *text) {
+static int check_limit(const char *what, const char *option, int resource, const char *name,
+                       uint64_t budget_bytes, char *text) {
+    struct rlimit limit;
+    char wanted[KVT_SIZE_TEXT_BYTES];
+    char most[KVT_SIZE_TEXT_BYTES];
+    if (getrlimit((__rlimit_resource_t)resource, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY ||
+        budget_bytes <= limit.rlim_cur) {
+        return 0;
+    }
+    snprintf(text, KVT_TEXT_BYTES,
+             "%s: a budget of %s was asked for, but the limit on %s is %s; lower %s or raise the "
+             "limit",
+             what, kvt_size_text(budget_bytes, wanted), name, kvt_size_text(limit.rlim_cur, most),
+             option);
+    return -KVT_ECONFIG;
+}
+
+int kvt_machine_check_budget(const char *what, const char *option, enum kvt_machine_use use,
+                             uint64_t budget_bytes, char *text) {
     struct kvt_machine_memory m;
     char wanted[KVT_SIZE_TEXT_BYTES];
     char most[KVT_SIZE_TEXT_BYTES];
@@ -180,24 +197,15 @@ int kvt_machine_check_budget(const char *what, const char *option, uint64_t budg
                  what, wanted, kvt_size_text(m.limit_bytes, most), option);
         return -KVT_ECONFIG;
     }
-    /* A file that is made larger than this raises SIGXFSZ. */
-    static const struct {
-        int resource;
-        const char *name;
-    } limits[] = {{RLIMIT_FSIZE, "file size (RLIMIT_FSIZE)"},
-                  {RLIMIT_AS, "address space (RLIMIT_AS)"}};
-    for (unsigned i = 0; i < sizeof(limits) / sizeof(limits[0]); i++) {
-        struct rlimit limit;
-        if (getrlimit((__rlimit_resource_t)limits[i].resource, &limit) == 0 &&
-            limit.rlim_cur != RLIM_INFINITY && budget_bytes > limit.rlim_cur) {
-            snprintf(text, KVT_TEXT_BYTES,
-                     "%s: a budget of %s was asked for, but the limit on %s is %s; lower %s or "
-                     "raise the limit",
-                     what, wanted, limits[i].name, kvt_size_text(limit.rlim_cur, most), option);
-            return -KVT_ECONFIG;
-        }
-    }
-    return 0;
+    /* A file that is made larger than its limit raises SIGXFSZ. */
+    int rc = use == KVT_MACHINE_FILE
+                 ? check_limit(what, option, RLIMIT_FSIZE, "file size (RLIMIT_FSIZE)", budget_bytes,
+                               text)
+                 : check_limit(what, option, RLIMIT_DATA, "private memory (RLIMIT_DATA)",
+                               budget_bytes, text);
+    return rc != 0 ? rc
+                   : check_limit(what, option, RLIMIT_AS, "address space (RLIMIT_AS)", budget_bytes,
+                                 text);
 }
 
 int kvt_machine_check_available(const char *what, uint64_t bytes, char *text) {

@@ -15,10 +15,16 @@ struct kvt_machine_memory {
 /* What cannot be read counts as no limit. `root` is put before every path: "" but in tests. */
 void kvt_machine_memory(const char *root, struct kvt_machine_memory *out);
 
+/* What the memory of a budget is: that decides which limits of the process hold for it. */
+enum kvt_machine_use {
+    KVT_MACHINE_FILE,    /* memory files */
+    KVT_MACHINE_PRIVATE, /* anonymous mappings */
+};
+
 /* Whether a budget can be met at all. -KVT_ECONFIG with a sentence in text[KVT_TEXT_BYTES] that
  * names the numbers; `what` begins it ("host", "device cpu0"), `option` is what to lower. */
-int kvt_machine_check_budget(const char *what, const char *option, uint64_t budget_bytes,
-                             char *text) __attribute__((warn_unused_result));
+int kvt_machine_check_budget(const char *what, const char *option, enum kvt_machine_use use,
+                             uint64_t budget_bytes, char *text) __attribute__((warn_unused_result));
 
 /* Whether `bytes` more can be touched now. A courtesy, since others may take the memory meanwhile:
  * it turns most of what the kernel would answer by killing a process into -KVT_ENOMEM. */

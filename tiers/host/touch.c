@@ -1,8 +1,5 @@
-/* First touch; see touch.h.
- *
- * MADV_POPULATE_WRITE (Linux 5.14) faults pages in as a store would and reports failure as an
- * error; threads run beside each other, while fallocate holds the file's lock. Where it is missing,
- * fallocate reserves the pages and they are mapped when they are used.
+/* First touch; see touch.h. MADV_POPULATE_WRITE (Linux 5.14) faults pages in as a store would and
+ * reports failure as an error.
  */
 #include "tiers/host/touch.h"
 
@@ -12,7 +9,6 @@
 #include "tiers/host/thread.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -27,9 +23,7 @@ enum { THREADS_MAX = 64 };
 
 struct part {
     pthread_t thread;
-    int fd;
-    uint8_t *base;
-    uint64_t offset;
+    uint8_t *address;
     uint64_t bytes;
     int error; /* errno */
 };
@@ -38,13 +32,8 @@ static void *touch_part(void *argument) {
     struct part *p = argument;
     int rc = 0;
     do {
-        rc = madvise(p->base + p->offset, p->bytes, MADV_POPULATE_WRITE);
+        rc = madvise(p->address, p->bytes, MADV_POPULATE_WRITE);
     } while (rc != 0 && (errno == EINTR || errno == EAGAIN));
-    if (rc != 0 && errno == EINVAL) {
-        do {
-            rc = fallocate(p->fd, 0, (off_t)p->offset, (off_t)p->bytes);
-        } while (rc != 0 && errno == EINTR);
-    }
     p->error = rc == 0 ? 0 : errno;
     return NULL;
 }
@@ -56,8 +45,7 @@ static int touch_failed(const char *what, uint64_t bytes, int error, char *text)
     return error == ENOMEM || error == EFAULT || error == ENOSPC ? -KVT_ENOMEM : -KVT_ESYS;
 }
 
-int kvt_touch(const char *what, int fd, void *base, uint64_t offset, uint64_t bytes,
-              uint32_t threads, char *text) {
+int kvt_touch(const char *what, void *address, uint64_t bytes, uint32_t threads, char *text) {
     struct part parts[THREADS_MAX];
     uint64_t count = bytes / PART_BYTES_MIN;
     count = count < threads ? count : threads;
@@ -68,8 +56,8 @@ int kvt_touch(const char *what, int fd, void *base, uint64_t offset, uint64_t by
     unsigned used = 0;
     for (uint64_t done = 0; done < bytes; used++) {
         uint64_t left = bytes - done;
-        parts[used] = (struct part){
-            .fd = fd, .base = base, .offset = offset + done, .bytes = left < each ? left : each};
+        parts[used] =
+            (struct part){.address = (uint8_t *)address + done, .bytes = left < each ? left : each};
         done += parts[used].bytes;
     }
     unsigned started = 1; /* this thread does the first part, and those that got no thread */
@@ -92,12 +80,8 @@ int kvt_touch(const char *what, int fd, void *base, uint64_t offset, uint64_t by
     return 0;
 }
 
-int kvt_untouch(const char *what, int fd, uint64_t offset, uint64_t bytes, char *text) {
-    int rc = 0;
-    do {
-        rc = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes);
-    } while (rc != 0 && errno == EINTR);
-    if (rc != 0) {
+int kvt_untouch(const char *what, void *address, uint64_t bytes, char *text) {
+    if (madvise(address, bytes, MADV_DONTNEED) != 0) {
         snprintf(text, KVT_TEXT_BYTES, "%s: memory could not be given back: %s", what,
                  strerror(errno));
         return -KVT_ESYS;

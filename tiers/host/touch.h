@@ -1,18 +1,18 @@
-/* First touch of shared memory and giving it back, so that lack of memory is an answer here and
- * not a signal later. */
+/* First touch of memory and giving it back, so that lack of memory is an answer here and not a signal
+ * later. */
 #ifndef KVT_HOST_TOUCH_H
 #define KVT_HOST_TOUCH_H
 
 #include <stdint.h>
 
-/* Makes [offset, offset + bytes) of the memfd present and mapped at base + offset, with up to
- * `threads` threads. Page-aligned. -KVT_ENOMEM or -KVT_ESYS with a sentence in
- * text[KVT_TEXT_BYTES] that begins with `what`; then some of the range may be present. */
-int kvt_touch(const char *what, int fd, void *base, uint64_t offset, uint64_t bytes,
-              uint32_t threads, char *text) __attribute__((warn_unused_result));
+/* Makes the pages of a mapping present and writable, with up to `threads` threads. Page-aligned.
+ * -KVT_ENOMEM or -KVT_ESYS with a sentence in text[KVT_TEXT_BYTES] that begins with `what`; then some
+ * of the range may be present. */
+int kvt_touch(const char *what, void *address, uint64_t bytes, uint32_t threads, char *text)
+    __attribute__((warn_unused_result));
 
-/* Gives the range's memory back to the kernel: it reads as zeroes afterwards. -KVT_ESYS. */
-int kvt_untouch(const char *what, int fd, uint64_t offset, uint64_t bytes, char *text)
+/* Gives the pages of a private mapping back to the kernel: it reads as zeroes afterwards. -KVT_ESYS. */
+int kvt_untouch(const char *what, void *address, uint64_t bytes, char *text)
     __attribute__((warn_unused_result));
 
 #endif

@@ -54,7 +54,8 @@ static void cpu_close(struct kvt_driver *d) {
 
 static int cpu_open(const struct kvt_driver_config *c, struct kvt_driver **out,
                     struct kvt_driver_info *info, char *text) {
-    int rc = kvt_machine_check_budget("device cpu", "the device's budget", c->budget_bytes, text);
+    int rc = kvt_machine_check_budget("device cpu", "the device's budget", KVT_MACHINE_FILE,
+                                      c->budget_bytes, text);
     if (rc != 0) {
         return rc;
     }

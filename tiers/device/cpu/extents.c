@@ -75,7 +75,7 @@ int kvt_extents_add(struct kvt_extents *e, uint32_t extent, uint64_t bytes, int 
         rc = -KVT_ESYS;
         goto close_file;
     }
-    rc = kvt_touch("device cpu", file, base, 0, bytes, e->touch_threads, text);
+    rc = kvt_touch("device cpu", base, bytes, e->touch_threads, text);
     if (rc != 0) {
         goto unmap;
     }
