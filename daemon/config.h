@@ -59,7 +59,7 @@ struct kvt_config {
     uint64_t host_budget_bytes;
     uint64_t host_worker_max_bytes; /* never 0 after kvt_config_load */
     uint64_t host_chunk_bytes;
-    uint32_t host_touch_threads;
+    uint32_t host_touch_threads; /* 0: by the number of CPUs */
     /* [device NAME], in the order of the file */
     uint32_t device_count;
     struct kvt_config_device devices[KVT_DEVICES_MAX];
@@ -95,6 +95,7 @@ enum kvt_option_type {
     KVT_OPTION_SIZE_AUTO,  /* the same, or "auto": 0 */
     KVT_OPTION_DURATION,   /* uint64_t, microseconds */
     KVT_OPTION_COUNT,      /* uint32_t */
+    KVT_OPTION_COUNT_AUTO, /* the same, or "auto": 0 */
     KVT_OPTION_POWER_OF_2, /* uint32_t */
     KVT_OPTION_TEXT,       /* char[KVT_CONFIG_TEXT_BYTES] */
     KVT_OPTION_PATH,       /* the same: absolute, or empty where the default is */

@@ -170,12 +170,13 @@ const struct kvt_option kvt_options[] = {
               "multiple of 64KiB and not larger than the budget."},
     {.section = KVT_SECTION_HOST,
      .name = "touch_threads",
-     .type = KVT_OPTION_COUNT,
+     .type = KVT_OPTION_COUNT_AUTO,
      .offset = AT(host_touch_threads),
      .min = 1,
      .max = 64,
-     .value = "2",
-     .prose = "Threads that touch new host memory for the first time."},
+     .value = "auto",
+     .prose = "Threads that touch new host memory for the first time and register it with devices. "
+              "auto: half of the CPUs, between 2 and 8."},
     {.section = KVT_SECTION_DEVICE,
      .name = "driver",
      .type = KVT_OPTION_CHOICE,
@@ -318,8 +319,10 @@ const char *kvt_option_accepted(const struct kvt_option *o, char *text, size_t s
                        kvt_duration_exact(o->min, low), kvt_duration_exact(o->max, high));
         break;
     case KVT_OPTION_COUNT:
+    case KVT_OPTION_COUNT_AUTO:
     case KVT_OPTION_POWER_OF_2:
-        (void)snprintf(text, size, "%" PRIu64 " to %" PRIu64 "%s", o->min, o->max,
+        (void)snprintf(text, size, "%s%" PRIu64 " to %" PRIu64 "%s",
+                       o->type == KVT_OPTION_COUNT_AUTO ? "auto, or " : "", o->min, o->max,
                        o->type == KVT_OPTION_POWER_OF_2 ? ", a power of 2" : "");
         break;
     case KVT_OPTION_TEXT:
@@ -344,12 +347,16 @@ const char *kvt_option_accepted(const struct kvt_option *o, char *text, size_t s
     return text;
 }
 
+static bool is_count(const struct kvt_option *o) {
+    return o->type == KVT_OPTION_COUNT || o->type == KVT_OPTION_COUNT_AUTO ||
+           o->type == KVT_OPTION_POWER_OF_2;
+}
+
 static const char *store_number(const struct kvt_option *o, void *at, const char *value) {
     uint64_t number = 0;
     const char *wrong = o->type == KVT_OPTION_DURATION ? kvt_duration_parse(value, &number)
-                        : o->type == KVT_OPTION_COUNT || o->type == KVT_OPTION_POWER_OF_2
-                            ? kvt_count_parse(value, &number)
-                            : kvt_size_parse(value, &number);
+                        : is_count(o)                  ? kvt_count_parse(value, &number)
+                                                       : kvt_size_parse(value, &number);
     if (wrong != NULL) {
         return wrong;
     }
@@ -359,7 +366,7 @@ static const char *store_number(const struct kvt_option *o, void *at, const char
     if (o->type == KVT_OPTION_POWER_OF_2 && (number & (number - 1)) != 0) {
         return "is not a power of 2";
     }
-    if (o->type == KVT_OPTION_COUNT || o->type == KVT_OPTION_POWER_OF_2) {
+    if (is_count(o)) {
         *(uint32_t *)at = (uint32_t)number;
     } else {
         *(uint64_t *)at = number;
@@ -388,6 +395,12 @@ const char *kvt_option_store(const struct kvt_option *o, void *base, const char 
     case KVT_OPTION_SIZE_AUTO:
         if (strcmp(value, "auto") == 0) {
             *(uint64_t *)at = 0;
+            return NULL;
+        }
+        return store_number(o, at, value);
+    case KVT_OPTION_COUNT_AUTO:
+        if (strcmp(value, "auto") == 0) {
+            *(uint32_t *)at = 0;
             return NULL;
         }
         return store_number(o, at, value);

@@ -4,178 +4,95 @@
 #include "tiers/engine/assert.h"
 
 #include <stdlib.h>
+#include <string.h>
 
-/* growing:   WANTED -> TOUCHING -> ADDING -> the engine hears
- *            a device cannot: ADDING -> REMOVING -> UNWANTED -> UNTOUCHING -> the engine hears why
- * shrinking: REMOVING -> UNWANTED -> UNTOUCHING -> the engine hears */
-enum stage { WANTED, TOUCHING, ADDING, REMOVING, UNWANTED, UNTOUCHING };
-
+/* That the host's full queue has not taken. */
 struct kvt_host_range {
     struct kvt_host_range *next;
-    enum stage stage;
+    bool grow;
     uint64_t offset;
     uint64_t bytes;
-    uint32_t waiting; /* devices that have not answered */
-    uint32_t added;   /* bit a device that has it */
-    bool failed;      /* it grew in vain */
-    int code;
 };
 
-static struct kvt_host_range *find(struct kvt_tiers *t, uint64_t offset) {
-    struct kvt_host_range *r = t->ranges;
-    while (r != NULL && r->offset != offset) {
-        r = r->next;
+/* ---- the host's threads ---------------------------------------------------------------------------- */
+
+static int remove_from(struct kvt_tiers *t, uint32_t device_count, uint64_t offset, uint64_t bytes,
+                       char *text) {
+    int rc = 0;
+    for (uint32_t i = 0; i < device_count; i++) {
+        int one = kvt_device_host_removed(t->devices[i].device, offset, bytes, text);
+        rc = rc == 0 ? one : rc;
     }
-    KVT_ASSERT(r != NULL);
-    return r;
+    return rc;
 }
 
-static struct kvt_host_range *add(struct kvt_tiers *t, enum stage stage, uint64_t offset,
-                                  uint64_t bytes) {
-    struct kvt_host_range *r = calloc(1, sizeof(*r));
-    KVT_ASSERT(r != NULL);
-    r->stage = stage;
-    r->offset = offset;
-    r->bytes = bytes;
-    r->next = t->ranges;
-    t->ranges = r;
-    return r;
+int kvt_ranges_removed(void *context, uint64_t offset, uint64_t bytes, char *text) {
+    struct kvt_tiers *t = context;
+    return remove_from(t, t->device_count, offset, bytes, text);
 }
 
-/* The engine hears, and the range is on its way no more. */
-static void finish(struct kvt_tiers *t, struct kvt_host_range *r, bool grown) {
-    struct kvt_host_range **link = &t->ranges;
-    struct kvt_host_range copy = *r;
-    while (*link != r) {
-        link = &(*link)->next;
-    }
-    *link = r->next;
-    free(r);
-    if (grown) {
-        kvt_engine_host_grown(t->daemon->engine, copy.offset, copy.bytes, copy.code);
-    } else {
-        kvt_engine_host_shrunk(t->daemon->engine, copy.offset, copy.bytes);
-    }
-}
-
-static bool ask_host(struct kvt_tiers *t, struct kvt_host_range *r) {
-    if (r->stage == WANTED) {
-        if (kvt_host_grow(t->host, r->offset, r->bytes) != 0) {
-            return false;
+int kvt_ranges_added(void *context, uint64_t offset, uint64_t bytes, char *text) {
+    struct kvt_tiers *t = context;
+    for (uint32_t i = 0; i < t->device_count; i++) {
+        int rc = kvt_device_host_added(t->devices[i].device, offset, bytes, text);
+        if (rc != 0) {
+            char unused[KVT_TEXT_BYTES]; /* the first reason is the one to tell */
+            int undone = remove_from(t, i, offset, bytes, unused);
+            (void)undone;
+            return rc;
         }
-        r->stage = TOUCHING;
-    } else if (r->stage == UNWANTED) {
-        if (kvt_host_shrink(t->host, r->offset, r->bytes) != 0) {
-            return false;
-        }
-        r->stage = UNTOUCHING;
     }
-    return true;
+    return 0;
+}
+
+/* ---- the loop -------------------------------------------------------------------------------------- */
+
+static bool ask_host(struct kvt_tiers *t, const struct kvt_host_range *r) {
+    return (r->grow ? kvt_host_grow(t->host, r->offset, r->bytes)
+                    : kvt_host_shrink(t->host, r->offset, r->bytes)) == 0;
 }
 
 bool kvt_ranges_retry(struct kvt_tiers *t) {
-    bool all = true;
-    for (struct kvt_host_range *r = t->ranges; r != NULL; r = r->next) {
-        all = ask_host(t, r) && all;
+    while (t->ranges != NULL && ask_host(t, t->ranges)) {
+        struct kvt_host_range *r = t->ranges;
+        t->ranges = r->next;
+        free(r);
     }
-    return all;
+    return t->ranges == NULL;
 }
 
-static void ask_host_soon(struct kvt_tiers *t, struct kvt_host_range *r) {
-    if (!ask_host(t, r)) {
-        t->timer.deadline_ms = kvt_now_ms() + 1;
-    }
-}
-
-static void tell_device(struct kvt_tiers *t, uint32_t device, const struct kvt_host_range *r,
-                        enum kvt_device_command_kind kind) {
-    struct kvt_device_command c = {.kind = kind, .offset = r->offset, .bytes = r->bytes};
-    kvt_tiers_command(t, device, &c);
-}
-
-/* From every device that has it. */
-static void remove_from_devices(struct kvt_tiers *t, struct kvt_host_range *r) {
-    r->stage = REMOVING;
-    for (uint32_t i = 0; i < t->device_count; i++) {
-        if ((r->added & (UINT32_C(1) << i)) != 0) {
-            r->waiting++;
-        }
-    }
-    if (r->waiting == 0) {
-        r->stage = UNWANTED;
-        ask_host_soon(t, r);
+static void ask(struct kvt_tiers *t, bool grow, uint64_t offset, uint64_t bytes) {
+    struct kvt_host_range range = {.grow = grow, .offset = offset, .bytes = bytes};
+    if (t->ranges == NULL && ask_host(t, &range)) {
         return;
     }
-    for (uint32_t i = 0; i < t->device_count; i++) {
-        if ((r->added & (UINT32_C(1) << i)) != 0) {
-            tell_device(t, i, r, KVT_DEVICE_HOST_REMOVED);
-        }
+    struct kvt_host_range *r = malloc(sizeof(*r));
+    KVT_ASSERT(r != NULL);
+    *r = range;
+    struct kvt_host_range **end = &t->ranges;
+    while (*end != NULL) {
+        end = &(*end)->next;
     }
+    *end = r;
+    t->timer.deadline_ms = kvt_now_ms() + 1;
 }
 
 void kvt_tiers_host_grow(struct kvt_tiers *t, uint64_t offset, uint64_t bytes) {
-    ask_host_soon(t, add(t, WANTED, offset, bytes));
+    ask(t, true, offset, bytes);
 }
 
 void kvt_tiers_host_shrink(struct kvt_tiers *t, uint64_t offset, uint64_t bytes) {
-    struct kvt_host_range *r = add(t, REMOVING, offset, bytes);
-    r->added = (UINT32_C(1) << t->device_count) - 1;
-    remove_from_devices(t, r);
+    ask(t, false, offset, bytes);
 }
 
 void kvt_ranges_host_event(struct kvt_tiers *t, const struct kvt_host_event *event) {
-    struct kvt_host_range *r = find(t, event->offset);
     if (event->code != 0) {
         kvt_log(KVT_LOG_WARNING, "host memory: %s", event->text);
     }
-    if (!event->grown) {
-        finish(t, r, r->failed);
-        return;
-    }
-    if (event->code != 0) {
-        r->code = event->code;
-        finish(t, r, true);
-        return;
-    }
-    r->stage = ADDING;
-    r->waiting = t->device_count;
-    for (uint32_t i = 0; i < t->device_count; i++) {
-        tell_device(t, i, r, KVT_DEVICE_HOST_ADDED);
-    }
-}
-
-void kvt_ranges_device_ready(struct kvt_tiers *t, uint32_t device, uint64_t offset, int code,
-                             const char *text) {
-    struct kvt_host_range *r = find(t, offset);
-    KVT_ASSERT(r->stage == ADDING);
-    KVT_ASSERT(r->waiting > 0);
-    r->waiting--;
-    if (code == 0) {
-        r->added |= UINT32_C(1) << device;
+    if (event->grown) {
+        kvt_engine_host_grown(t->daemon->engine, event->offset, event->bytes, event->code);
     } else {
-        kvt_log(KVT_LOG_WARNING, "device %s cannot use %llu bytes of host memory: %s",
-                t->daemon->config.devices[device].name, (unsigned long long)r->bytes, text);
-        r->code = code;
-    }
-    if (r->waiting > 0) {
-        return;
-    }
-    if (r->code == 0) {
-        finish(t, r, true);
-    } else {
-        r->failed = true;
-        remove_from_devices(t, r);
-    }
-}
-
-void kvt_ranges_device_gone(struct kvt_tiers *t, uint64_t offset) {
-    struct kvt_host_range *r = find(t, offset);
-    KVT_ASSERT(r->stage == REMOVING);
-    KVT_ASSERT(r->waiting > 0);
-    r->waiting--;
-    if (r->waiting == 0) {
-        r->stage = UNWANTED;
-        ask_host_soon(t, r);
+        kvt_engine_host_shrunk(t->daemon->engine, event->offset, event->bytes);
     }
 }
 

@@ -141,12 +141,6 @@ static void device_event(struct kvt_tier_device *d, struct kvt_device_event *eve
         }
         kvt_engine_extent_destroyed(daemon->engine, event->extent);
         break;
-    case KVT_DEVICE_HOST_READY:
-        kvt_ranges_device_ready(t, d->index, event->offset, event->code, event->text);
-        break;
-    case KVT_DEVICE_HOST_GONE:
-        kvt_ranges_device_gone(t, event->offset);
-        break;
     case KVT_DEVICE_LOST:
         kvt_log(KVT_LOG_ERROR,
                 "device %s is lost: %s; the daemon stops and has to be started again",
@@ -342,8 +336,11 @@ int kvt_tiers_start(struct kvt_tiers *t, struct kvt_daemon *d, char *text) {
     }
     struct kvt_host_config host = {.budget_bytes = d->config.host_budget_bytes,
                                    .huge_pages = d->config.host_chunk_bytes % HUGE_BYTES == 0,
-                                   .touch_threads = d->config.host_touch_threads,
-                                   .notify_fd = t->notify_fd};
+                                   .threads = d->config.host_touch_threads,
+                                   .notify_fd = t->notify_fd,
+                                   .added = kvt_ranges_added,
+                                   .removed = kvt_ranges_removed,
+                                   .context = t};
     rc = kvt_host_start(&host, &t->host, why);
     if (rc != 0) {
         (void)snprintf(text, KVT_CONFIG_ERROR_BYTES, "[host]: %s", why);
@@ -364,6 +361,9 @@ void kvt_tiers_measure(struct kvt_tiers *t) {
 }
 
 void kvt_tiers_stop(struct kvt_tiers *t) {
+    if (t->host != NULL) {
+        kvt_host_stop(t->host); /* its threads call the devices */
+    }
     for (uint32_t i = 0; i < t->device_count; i++) {
         while (t->devices[i].queue != NULL) {
             struct kvt_queued_command *q = t->devices[i].queue;
@@ -374,7 +374,7 @@ void kvt_tiers_stop(struct kvt_tiers *t) {
         kvt_device_stop(t->devices[i].device);
     }
     t->device_count = 0;
-    kvt_host_stop(t->host);
+    kvt_host_free(t->host);
     t->host = NULL;
     kvt_ranges_clear(t);
     for (uint32_t i = 0; t->extents != NULL && i < KVT_EXTENT_ENTRIES; i++) {

@@ -1,5 +1,5 @@
 /* Devices and host memory as the loop sees them: their queues, their events, and which range of the
- * host arena is on its way through host and devices. Loop thread.
+ * host arena waits for room in the host's queue. Loop thread.
  */
 #ifndef KVT_DAEMON_TIERS_H
 #define KVT_DAEMON_TIERS_H
@@ -10,7 +10,7 @@
 
 struct kvt_daemon;
 struct kvt_queued_command; /* that a device's full queue has not taken yet */
-struct kvt_host_range;     /* on its way in or out */
+struct kvt_host_range;     /* that the host's full queue has not taken yet */
 
 #define KVT_EXTENT_ENTRIES 65536 /* the engine's ids have an index in their low 16 bits */
 
@@ -40,7 +40,7 @@ struct kvt_tiers {
     struct kvt_host *host;
     struct kvt_tier_device devices[KVT_DEVICES_MAX];
     uint32_t device_count;
-    struct kvt_host_range *ranges;
+    struct kvt_host_range *ranges;     /* oldest first */
     struct kvt_extent_entry **extents; /* KVT_EXTENT_ENTRIES; NULL where there is none */
     uint32_t sessions_draining;        /* closed on a device, not yet drained */
 };

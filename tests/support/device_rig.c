@@ -36,11 +36,8 @@ void kvt_rig_start(struct kvt_rig *r, const struct kvt_rig_config *c) {
         .notify_fd = r->notify_fd};
     int rc = kvt_device_start(&config, &r->device, text);
     KVT_ASSERT(rc == 0);
-    kvt_rig_command(r, &(struct kvt_device_command){.kind = KVT_DEVICE_HOST_ADDED,
-                                                    .bytes = c->arena_bytes});
-    struct kvt_device_event e = kvt_rig_event(r);
-    KVT_ASSERT(e.kind == KVT_DEVICE_HOST_READY);
-    KVT_ASSERT(e.code == 0);
+    rc = kvt_device_host_added(r->device, 0, c->arena_bytes, text);
+    KVT_ASSERT(rc == 0);
 }
 
 void kvt_rig_stop(struct kvt_rig *r) {

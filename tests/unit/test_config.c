@@ -124,10 +124,10 @@ static void test_ranges(void) {
         struct kvt_config scratch;
         struct kvt_config_device device;
         void *base = o->section == KVT_SECTION_DEVICE ? (void *)&device : (void *)&scratch;
-        const char *unit = o->type == KVT_OPTION_SIZE || o->type == KVT_OPTION_SIZE_AUTO ? "B"
-                           : o->type == KVT_OPTION_DURATION                              ? "us"
-                           : o->type == KVT_OPTION_COUNT                                 ? ""
-                                                                                         : NULL;
+        const char *unit = o->type == KVT_OPTION_SIZE || o->type == KVT_OPTION_SIZE_AUTO     ? "B"
+                           : o->type == KVT_OPTION_DURATION                                  ? "us"
+                           : o->type == KVT_OPTION_COUNT || o->type == KVT_OPTION_COUNT_AUTO ? ""
+                                                                                             : NULL;
         if (unit == NULL) {
             continue;
         }
@@ -151,6 +151,7 @@ static void test_defaults(void) {
     CU_ASSERT_EQUAL(config.block_tokens, 256);
     CU_ASSERT_EQUAL(config.idle_after_us, 5000000);
     CU_ASSERT_EQUAL(config.device_count, 1);
+    CU_ASSERT_EQUAL(config.host_touch_threads, 0);
     CU_ASSERT_STRING_EQUAL(config.devices[0].name, "cpu0");
     CU_ASSERT_STRING_EQUAL(kvt_config_driver_name(&config.devices[0]), "cpu");
     CU_ASSERT_EQUAL(config.devices[0].extent_bytes, UINT64_C(16) << 20);

@@ -184,13 +184,42 @@ static void test_host_memory(void) {
     CU_ASSERT_PTR_NOT_NULL(strstr(text, "not made of ranges that were registered"));
     CU_ASSERT_EQUAL(ops->host_added(driver, 4 * 4096, 4096, text), 0);
     CU_ASSERT_EQUAL(ops->host_removed(driver, 4096, 4 * 4096, text), 0); /* both */
-    /* A large range is registered in pieces, up to the arena's end. */
+    /* Up to the arena's end. */
     CU_ASSERT_EQUAL(ops->host_added(driver, 2 * MIB, ARENA_BYTES - 2 * MIB, text), 0);
     CU_ASSERT_EQUAL(ops->host_removed(driver, 2 * MIB, ARENA_BYTES - 2 * MIB, text), 0);
     CU_ASSERT_EQUAL(ops->host_added(driver, 0, ARENA_BYTES, text), 0);
     ops->close(driver); /* unregisters, or the next one could not register */
     open_driver(0);
     CU_ASSERT_EQUAL(ops->host_added(driver, 0, ARENA_BYTES, text), 0);
+    ops->close(driver);
+}
+
+/* Neighbours, whose bits share words. */
+static void *add_and_remove(void *argument) {
+    uint64_t offset = (uintptr_t)argument * 12 * 1024;
+    char why[KVT_TEXT_BYTES];
+    uintptr_t wrong = 0;
+    for (int i = 0; i < 20000; i++) {
+        wrong += ops->host_added(driver, offset, 8 * 1024, why) != 0;
+        wrong += ops->host_added(driver, offset + 8 * 1024, 4 * 1024, why) != 0;
+        wrong += ops->host_removed(driver, offset, 12 * 1024, why) != 0;
+    }
+    return (void *)wrong;
+}
+
+static void test_threads_register_beside_each_other(void) {
+    enum { THREADS = 8 };
+    pthread_t threads[THREADS];
+    open_driver(0);
+    for (uintptr_t i = 0; i < THREADS; i++) {
+        CU_ASSERT_EQUAL_FATAL(pthread_create(&threads[i], NULL, add_and_remove, (void *)i), 0);
+    }
+    for (int i = 0; i < THREADS; i++) {
+        void *wrong = NULL;
+        pthread_join(threads[i], &wrong);
+        CU_ASSERT_PTR_NULL(wrong);
+    }
+    CU_ASSERT_EQUAL(ops->host_added(driver, 0, MIB, text), 0); /* nothing is left */
     ops->close(driver);
 }
 
@@ -438,6 +467,7 @@ int main(void) {
         {"refusals", test_refusals},
         {"extents", test_extents},
         {"host memory", test_host_memory},
+        {"threads register beside each other", test_threads_register_beside_each_other},
         {"copies", test_copies},
         {"posts", test_posts},
         {"many in flight", test_many_in_flight},

@@ -110,7 +110,7 @@ static void test_bad_plugins(void) {
     build("bare", "int nothing_that_we_know;\n");
     expect_refusal("bare", "no driver plug-in");
     build_with("old", "KVT_DRIVER_ABI + 6", "old", "(void *)1");
-    expect_refusal("old", "driver interface 9, this daemon has 3");
+    expect_refusal("old", "driver interface 10, this daemon has 4");
     build_with("other", "KVT_DRIVER_ABI", "another", "(void *)1");
     expect_refusal("other", "not that driver");
     build_with("part", "KVT_DRIVER_ABI", "part", "0");

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,17 +28,76 @@ static int notify_fd;
 static bool huge_pages;
 static char text[KVT_TEXT_BYTES];
 
-static void start(uint64_t budget_bytes, uint32_t touch_threads) {
+/* What a device would do, and what it was told. */
+enum { SLOTS = 256 };
+static struct {
+    pthread_mutex_t lock;
+    bool there[SLOTS];      /* a MiB each */
+    uint32_t calls;         /* that brought something */
+    uint32_t inside;        /* just now */
+    uint32_t wait_for;      /* so many are inside at one time, before any of them goes on */
+    uint64_t refuse_offset; /* of the part that is refused; UINT64_MAX: none */
+} parts = {.lock = PTHREAD_MUTEX_INITIALIZER, .refuse_offset = UINT64_MAX};
+
+static bool parts_turn(uint64_t offset, uint64_t bytes, bool there) {
+    bool ok = true;
+    for (uint64_t i = offset / MIB; i < (offset + bytes + MIB - 1) / MIB; i++) {
+        ok = ok && (bytes < MIB || parts.there[i] != there);
+        parts.there[i] = there;
+    }
+    return ok;
+}
+
+static int part_added(void *context, uint64_t offset, uint64_t bytes, char *why) {
+    (void)context;
+    pthread_mutex_lock(&parts.lock);
+    parts.calls++;
+    parts.inside++;
+    for (int i = 0; i < 5000 && parts.inside < parts.wait_for; i++) {
+        pthread_mutex_unlock(&parts.lock);
+        poll(NULL, 0, 1);
+        pthread_mutex_lock(&parts.lock);
+    }
+    bool enough = parts.inside >= parts.wait_for;
+    parts.wait_for = enough ? 0 : parts.wait_for;
+    parts.inside -= enough;
+    bool ok = enough && offset != parts.refuse_offset && parts_turn(offset, bytes, true);
+    pthread_mutex_unlock(&parts.lock);
+    snprintf(why, KVT_TEXT_BYTES, "the device refuses");
+    return ok ? 0 : -KVT_ENOTSUP;
+}
+
+static int part_removed(void *context, uint64_t offset, uint64_t bytes, char *why) {
+    (void)context;
+    pthread_mutex_lock(&parts.lock);
+    bool ok = parts_turn(offset, bytes, false);
+    pthread_mutex_unlock(&parts.lock);
+    snprintf(why, KVT_TEXT_BYTES, "the device does not have it");
+    return ok ? 0 : -KVT_EINVAL;
+}
+
+static uint32_t parts_there(void) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        count += parts.there[i];
+    }
+    return count;
+}
+
+static void start(uint64_t budget_bytes, uint32_t threads) {
     notify_fd = eventfd(0, EFD_CLOEXEC);
     struct kvt_host_config c = {
-        .budget_bytes = budget_bytes, .touch_threads = touch_threads, .notify_fd = notify_fd};
+        .budget_bytes = budget_bytes, .threads = threads, .notify_fd = notify_fd};
     c.huge_pages = huge_pages;
+    c.added = part_added;
+    c.removed = part_removed;
     CU_ASSERT_EQUAL_FATAL(kvt_host_start(&c, &host, text), 0);
 }
 
 static void stop(void) {
-    kvt_host_stop(host);
+    kvt_host_free(host);
     host = NULL;
+    memset(parts.there, 0, sizeof(parts.there));
     close(notify_fd);
 }
 
@@ -52,7 +112,7 @@ static struct kvt_host_event next_event(void) {
 
 /* Bytes of [offset, offset + bytes) of the arena that have memory. */
 static uint64_t present_bytes(uint64_t offset, uint64_t bytes) {
-    static unsigned char pages[64 * MIB / 4096];
+    static unsigned char pages[256 * MIB / 4096];
     uint64_t present = 0;
     uint8_t *base = kvt_host_base(host);
     CU_ASSERT_EQUAL_FATAL(mincore(base + offset, bytes, pages), 0);
@@ -97,6 +157,76 @@ static void test_grows_and_shrinks(void) {
     stop();
 }
 
+/* A range of 160 MiB has three parts. Each is touched and made known by a thread of its own. */
+static void test_parts_come_up_beside_each_other(void) {
+    start(192 * MIB, 3);
+    parts.calls = 0;
+    parts.wait_for = 3;
+    CU_ASSERT_EQUAL(kvt_host_grow(host, 32 * MIB, 160 * MIB), 0);
+    struct kvt_host_event e = next_event();
+    CU_ASSERT_EQUAL(e.code, 0);
+    CU_ASSERT_EQUAL(e.offset, 32 * MIB);
+    CU_ASSERT_EQUAL(e.bytes, 160 * MIB);
+    CU_ASSERT_EQUAL(parts.calls, 3);
+    CU_ASSERT_EQUAL(parts_there(), 160);
+    CU_ASSERT_EQUAL(present_bytes(0, 192 * MIB), 160 * MIB);
+    CU_ASSERT_EQUAL(kvt_host_shrink(host, 32 * MIB, 160 * MIB), 0);
+    CU_ASSERT_EQUAL(next_event().code, 0);
+    CU_ASSERT_EQUAL(parts_there(), 0);
+    CU_ASSERT_EQUAL(present_bytes(0, 192 * MIB), 0);
+
+    parts.calls = 0;
+    parts.wait_for = 3; /* three ranges do the same */
+    for (uint64_t i = 0; i < 3; i++) {
+        CU_ASSERT_EQUAL(kvt_host_grow(host, i * 64 * MIB, MIB), 0);
+    }
+    for (int i = 0; i < 3; i++) {
+        CU_ASSERT_EQUAL(next_event().code, 0);
+    }
+    CU_ASSERT_EQUAL(parts_there(), 3);
+    stop();
+}
+
+/* The first part, one in the middle, the last: nothing of the range stays. */
+static void test_a_refused_part_takes_the_range_with_it(void) {
+    for (uint32_t threads = 1; threads <= 3; threads++) {
+        start(192 * MIB, threads);
+        for (uint64_t refused = 0; refused < 3; refused++) {
+            parts.refuse_offset = refused * KVT_HOST_PART_BYTES;
+            CU_ASSERT_EQUAL(kvt_host_grow(host, 0, 160 * MIB), 0);
+            struct kvt_host_event e = next_event();
+            CU_ASSERT_TRUE(e.grown);
+            CU_ASSERT_EQUAL(e.code, -KVT_ENOTSUP);
+            CU_ASSERT_STRING_EQUAL(e.text, "the device refuses");
+            CU_ASSERT_EQUAL(parts_there(), 0);
+            CU_ASSERT_EQUAL(present_bytes(0, 192 * MIB), 0);
+        }
+        parts.refuse_offset = UINT64_MAX;
+        CU_ASSERT_EQUAL(kvt_host_grow(host, 0, 160 * MIB), 0);
+        CU_ASSERT_EQUAL(next_event().code, 0);
+        stop();
+    }
+}
+
+/* Eight threads, and a loop that takes events only when it must: nobody waits for ever. */
+static void test_several_wait_for_room(void) {
+    start(192 * MIB, 8);
+    for (int round = 0; round < 2000; round++) {
+        uint64_t offset = (uint64_t)(round % 128) * MIB;
+        while (kvt_host_grow(host, offset, 4096) != 0) {
+            CU_ASSERT_EQUAL(next_event().code, 0);
+        }
+    }
+    struct kvt_host_event e;
+    int taken = 0;
+    for (int i = 0; i < 200 && taken < 64; i++) { /* the rest is on its way */
+        taken += kvt_host_event(host, &e);
+        poll(NULL, 0, 1);
+    }
+    CU_ASSERT_EQUAL(taken, 64);
+    stop();
+}
+
 static void test_many_requests_wait_for_a_slow_loop(void) {
     start(4 * MIB, 1);
     unsigned accepted = 0;
@@ -122,12 +252,12 @@ static void test_stops_with_everything_waiting(void) {
     start(4 * MIB, 1);
     while (kvt_host_grow(host, 0, 4096) == 0) {}
     stop();
-    kvt_host_stop(NULL);
+    kvt_host_free(NULL);
 }
 
 static void test_refuses_more_than_the_machine_has(void) {
     struct kvt_machine_memory m;
-    struct kvt_host_config c = {.touch_threads = 1, .notify_fd = -1};
+    struct kvt_host_config c = {.threads = 1, .notify_fd = -1};
     kvt_machine_memory("", &m);
     uint64_t most = m.limit_bytes < m.total_bytes ? m.limit_bytes : m.total_bytes;
     c.budget_bytes = most + MIB;
@@ -156,7 +286,7 @@ static bool holds_in_a_child(bool (*check)(void)) {
 }
 
 static const char *refused_budget(uint64_t bytes, int code) {
-    struct kvt_host_config c = {.budget_bytes = bytes, .touch_threads = 1, .notify_fd = -1};
+    struct kvt_host_config c = {.budget_bytes = bytes, .threads = 1, .notify_fd = -1};
     text[0] = '\0';
     return kvt_host_start(&c, &host, text) == code ? text : "";
 }
@@ -172,7 +302,7 @@ static bool a_limit_is_named(void) {
 
 static bool a_files_limit_is_none_of_ours(void) {
     struct rlimit limit = {.rlim_cur = 4096, .rlim_max = 4096};
-    struct kvt_host_config c = {.budget_bytes = 32 * MIB, .touch_threads = 1, .notify_fd = -1};
+    struct kvt_host_config c = {.budget_bytes = 32 * MIB, .threads = 1, .notify_fd = -1};
     return setrlimit(RLIMIT_FSIZE, &limit) == 0 && kvt_host_start(&c, &host, text) == 0;
 }
 
@@ -230,13 +360,15 @@ static void test_huge_pages(void) {
         huge_pages = huge;
         start(16 * MIB, 1);
         CU_ASSERT_EQUAL(kvt_host_grow(host, 2 * MIB, 2 * MIB), 0);
-        CU_ASSERT_EQUAL(next_event().code, 0);
+        struct kvt_host_event e = next_event();
+        CU_ASSERT_EQUAL(e.code, 0);
         CU_ASSERT_EQUAL(present_bytes(0, 16 * MIB), 2 * MIB); /* and nothing else */
         CU_ASSERT_PTR_NOT_NULL(strstr(mapping_line("VmFlags:"), huge ? " hg" : " nh"));
         if (machine_has_huge_pages()) {
             long kib = -1;
             CU_ASSERT_EQUAL(sscanf(mapping_line("AnonHugePages:"), "AnonHugePages: %ld", &kib), 1);
             CU_ASSERT_EQUAL(kib, huge ? 2048 : 0);
+            CU_ASSERT_EQUAL(e.huge_bytes, huge ? 2 * MIB : 0);
         }
         if (!huge) { /* ranges that a huge page would cross */
             CU_ASSERT_EQUAL(kvt_host_grow(host, 4096, 4096), 0);
@@ -365,6 +497,9 @@ static void test_sizes_as_text(void) {
 int main(void) {
     CU_TestInfo tests[] = {
         {"grows and shrinks", test_grows_and_shrinks},
+        {"parts come up beside each other", test_parts_come_up_beside_each_other},
+        {"a refused part takes the range with it", test_a_refused_part_takes_the_range_with_it},
+        {"several wait for room", test_several_wait_for_room},
         {"many requests wait for a slow loop", test_many_requests_wait_for_a_slow_loop},
         {"stops with everything waiting", test_stops_with_everything_waiting},
         {"refuses more than the machine has", test_refuses_more_than_the_machine_has},

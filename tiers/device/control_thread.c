@@ -69,8 +69,7 @@ static void measure(struct kvt_device *d, struct kvt_device_event *e) {
 }
 
 static void carry_out(struct kvt_device *d, const struct kvt_device_command *c) {
-    struct kvt_device_event e = {
-        .extent = c->extent, .offset = c->offset, .bytes = c->bytes, .exported.fd = -1};
+    struct kvt_device_event e = {.extent = c->extent, .bytes = c->bytes, .exported.fd = -1};
     switch (c->kind) {
     case KVT_DEVICE_EXTENT_CREATE:
         e.kind = KVT_DEVICE_EXTENT_CREATED;
@@ -79,14 +78,6 @@ static void carry_out(struct kvt_device *d, const struct kvt_device_command *c) 
     case KVT_DEVICE_EXTENT_DESTROY:
         e.kind = KVT_DEVICE_EXTENT_DESTROYED;
         e.code = d->ops->extent_destroy(d->driver, c->extent, e.text);
-        break;
-    case KVT_DEVICE_HOST_ADDED:
-        e.kind = KVT_DEVICE_HOST_READY;
-        e.code = d->ops->host_added(d->driver, c->offset, c->bytes, e.text);
-        break;
-    case KVT_DEVICE_HOST_REMOVED:
-        e.kind = KVT_DEVICE_HOST_GONE;
-        e.code = d->ops->host_removed(d->driver, c->offset, c->bytes, e.text);
         break;
     case KVT_DEVICE_MEASURE:
         e.kind = KVT_DEVICE_MEASURED;

@@ -165,6 +165,14 @@ const struct kvt_driver_info *kvt_device_info(const struct kvt_device *d) {
     return &d->info;
 }
 
+int kvt_device_host_added(struct kvt_device *d, uint64_t offset, uint64_t bytes, char *text) {
+    return d->ops->host_added(d->driver, offset, bytes, text);
+}
+
+int kvt_device_host_removed(struct kvt_device *d, uint64_t offset, uint64_t bytes, char *text) {
+    return d->ops->host_removed(d->driver, offset, bytes, text);
+}
+
 /* ---- the loop's ends of the queues ----------------------------------------------------------- */
 
 int kvt_device_command(struct kvt_device *d, const struct kvt_device_command *c) {

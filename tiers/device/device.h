@@ -21,7 +21,7 @@
 
 /* ---- what a driver implements ----------------------------------------------------------------- */
 
-#define KVT_DRIVER_ABI          3
+#define KVT_DRIVER_ABI          4
 #define KVT_DRIVER_INFLIGHT_MAX 256                           /* copies in flight */
 #define KVT_DRIVER_TAGS_MAX     (2 * KVT_DRIVER_INFLIGHT_MAX) /* tags of copies and posts: below it */
 
@@ -73,7 +73,9 @@ struct kvt_driver_ops {
     int (*extent_create)(struct kvt_driver *d, uint32_t extent, uint64_t bytes,
                          struct kvt_export *out, char *text);
     int (*extent_destroy)(struct kvt_driver *d, uint32_t extent, char *text);
-    /* The range of the host arena is there (or goes away): register it for DMA. */
+    /* Any thread of the host's, several at once for ranges that do not overlap. The range of the host
+     * arena is there (or goes away): register it for DMA. What is removed is a range that was added, or
+     * several. */
     int (*host_added)(struct kvt_driver *d, uint64_t offset, uint64_t bytes, char *text);
     int (*host_removed)(struct kvt_driver *d, uint64_t offset, uint64_t bytes, char *text);
     /* A session's control page, mapped by the daemon: register it, so that posts can reach it. */
@@ -137,8 +139,6 @@ enum kvt_device_command_kind {
     KVT_DEVICE_SESSION_CLOSE,  /* session */
     KVT_DEVICE_EXTENT_CREATE,  /* extent, bytes */
     KVT_DEVICE_EXTENT_DESTROY, /* extent */
-    KVT_DEVICE_HOST_ADDED,     /* offset, bytes */
-    KVT_DEVICE_HOST_REMOVED,   /* offset, bytes */
     KVT_DEVICE_MEASURE,        /* the link; before the first extent, and once at most */
 };
 
@@ -147,7 +147,6 @@ struct kvt_device_command {
     uint32_t session;
     uint32_t extent;
     uint64_t value;
-    uint64_t offset;
     uint64_t bytes;
     struct kvt_program *program;
     struct kvt_control_page *page;
@@ -158,8 +157,6 @@ enum kvt_device_event_kind {
     KVT_DEVICE_DRAINED,          /* session: closed, nothing in flight, page no longer used */
     KVT_DEVICE_EXTENT_CREATED,   /* extent, code, exported (fd owned by the taker) */
     KVT_DEVICE_EXTENT_DESTROYED, /* extent */
-    KVT_DEVICE_HOST_READY,       /* offset, bytes, code: answer to HOST_ADDED */
-    KVT_DEVICE_HOST_GONE,        /* offset, bytes: answer to HOST_REMOVED */
     KVT_DEVICE_LOST,             /* code, text: nothing works any more */
     KVT_DEVICE_SESSION_FAILED,   /* session, code, text: its page could not be registered. Copies
                                     complete as KVT_FAILED, nothing is posted: end the session */
@@ -172,7 +169,6 @@ struct kvt_device_event {
     uint32_t session;
     uint32_t extent;
     int code;
-    uint64_t offset;
     uint64_t bytes;
     struct kvt_completion completion;
     struct kvt_export exported;
@@ -186,6 +182,12 @@ int kvt_device_start(const struct kvt_device_config *c, struct kvt_device **out,
 /* Stops the threads; programs that are left are freed without completions. NULL is allowed. */
 void kvt_device_stop(struct kvt_device *d);
 const struct kvt_driver_info *kvt_device_info(const struct kvt_device *d);
+
+/* The driver's host_added and host_removed: see there. */
+int kvt_device_host_added(struct kvt_device *d, uint64_t offset, uint64_t bytes, char *text)
+    __attribute__((warn_unused_result));
+int kvt_device_host_removed(struct kvt_device *d, uint64_t offset, uint64_t bytes, char *text)
+    __attribute__((warn_unused_result));
 
 /* Loop thread. -KVT_EBUSY: the queue is full; keep the command and try again after events. */
 int kvt_device_command(struct kvt_device *d, const struct kvt_device_command *c)

@@ -1,5 +1,5 @@
-/* Which pages of the host arena are there: a bit for each 4 KiB. Written by the control thread,
- * read by the copy thread; a range is only read after the event that says that it was added.
+/* Which pages of the host arena are there: a bit for each 4 KiB. Written by any thread, read by the
+ * copy thread; a range is only read after the event that says that it was added.
  */
 #ifndef KVT_DEVICE_CPU_PAGE_MAP_H
 #define KVT_DEVICE_CPU_PAGE_MAP_H

@@ -2,8 +2,8 @@
  * (kvtier-cuda.so), which opens libcuda at run time.
  *
  * Threads: as device.h says. The copy thread owns streams, flights and `why`; the control thread owns
- * extents and registrations. They share the tables of extents, host ranges and control pages, in
- * which an entry is used only after the event that says that it is there.
+ * extents; the host's threads register. They share the tables of extents, host ranges and control
+ * pages, in which an entry is used only after the event that says that it is there.
  *
  * Two streams: 0 towards the GPU, 1 away from it. A fill's post is a stream write behind its last
  * copy, so it needs no reaction of the host. Nothing of the daemon ever waits on the GPU for a
@@ -319,16 +319,6 @@ static int cuda_extent_destroy(struct kvt_driver *d, uint32_t extent, char *text
     return kvt_cuda_extents_remove(d->extents, extent, text);
 }
 
-static int cuda_host_added(struct kvt_driver *d, uint64_t offset, uint64_t bytes, char *text) {
-    enter(d);
-    return kvt_host_register(d->api, d->context, d->host, d->host_base, offset, bytes, text);
-}
-
-static int cuda_host_removed(struct kvt_driver *d, uint64_t offset, uint64_t bytes, char *text) {
-    enter(d);
-    return kvt_host_unregister(d->api, d->host, d->host_base, offset, bytes, text);
-}
-
 static int cuda_page_added(struct kvt_driver *d, uint32_t session, struct kvt_control_page *page,
                            char *text) {
     if (session >= SESSIONS_MAX) {
@@ -363,6 +353,18 @@ static void cuda_page_removed(struct kvt_driver *d, uint32_t session) {
     __atomic_store_n(&p->gpu, 0, __ATOMIC_RELEASE);
     (void)d->api->cuMemHostUnregister(p->page);
     p->page = NULL;
+}
+
+/* ---- the host's threads ----------------------------------------------------------------------- */
+
+static int cuda_host_added(struct kvt_driver *d, uint64_t offset, uint64_t bytes, char *text) {
+    enter(d);
+    return kvt_host_register(d->api, d->host, d->host_base, offset, bytes, text);
+}
+
+static int cuda_host_removed(struct kvt_driver *d, uint64_t offset, uint64_t bytes, char *text) {
+    enter(d);
+    return kvt_host_unregister(d->api, d->host, d->host_base, offset, bytes, text);
 }
 
 /* ---- copy thread ----------------------------------------------------------------------------- */

@@ -1,8 +1,8 @@
 /* Which ranges of the host arena are registered with CUDA, and where one registration ends and the
  * next begins: CUDA refuses a copy that crosses such a border, so copies are split there.
  *
- * Written by the control thread, read by the copy thread; a range is only read after the event that
- * says that it was added.
+ * Whoever changes it or asks for what is not there holds the lock of host_register.c. The copy thread
+ * reads without it: only ranges that are there since an event said so.
  */
 #ifndef KVT_DEVICE_CUDA_HOST_MAP_H
 #define KVT_DEVICE_CUDA_HOST_MAP_H

@@ -1,6 +1,5 @@
 /* Devices of one daemon share the arena, and CUDA takes each range once a process (PORTABLE: for all
- * contexts): so registrations are counted, by address, for all devices together. They cut ranges
- * into the same pieces.
+ * contexts): so registrations are counted, by address, for all devices together.
  */
 #include "tiers/device/cuda/host_register.h"
 
@@ -8,25 +7,11 @@
 #include "proto/limits.h"
 #include "tiers/engine/assert.h"
 #include "tiers/host/machine.h"
-#include "tiers/host/thread.h"
 
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
-
-enum { THREADS_MAX = 4 };
-#define PIECE_BYTES_MIN (UINT64_C(64) << 20) /* less is not worth a thread */
-#define PIECE_ALIGN     (UINT64_C(2) << 20)
-
-struct piece {
-    pthread_t thread;
-    const struct kvt_cuda_api *api;
-    CUcontext context;
-    uint8_t *address;
-    uint64_t bytes;
-    CUresult error;
-};
 
 /* ---- what is registered in this process ------------------------------------------------------- */
 
@@ -36,7 +21,7 @@ struct registration {
     bool busy;        /* somebody registers or unregisters it just now */
 };
 
-/* Held for a look at the table, never during a call into CUDA. */
+/* Held for a look at the table, or at a device's map; never during a call into CUDA. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static struct registration *table;
@@ -120,36 +105,7 @@ static CUresult range_unshare(const struct kvt_cuda_api *api, uint8_t *address) 
     return error;
 }
 
-/* ---- pieces ------------------------------------------------------------------------------------ */
-
-static void register_piece(struct piece *p) {
-    p->error = range_share(p->api, p->address, p->bytes);
-}
-
-static void *run(void *argument) {
-    struct piece *p = argument;
-    p->error = p->api->cuCtxSetCurrent(p->context);
-    if (p->error == CUDA_SUCCESS) {
-        register_piece(p);
-    }
-    return NULL;
-}
-
-/* The first is done by this thread, and those that got none. */
-static void register_all(struct piece *pieces, unsigned count) {
-    unsigned started = 1;
-    while (started < count &&
-           kvt_thread_start("kvt-register", run, &pieces[started], &pieces[started].thread) == 0) {
-        started++;
-    }
-    register_piece(&pieces[0]);
-    for (unsigned i = started; i < count; i++) {
-        register_piece(&pieces[i]);
-    }
-    for (unsigned i = 1; i < started; i++) {
-        pthread_join(pieces[i].thread, NULL);
-    }
-}
+/* ---- ranges ------------------------------------------------------------------------------------ */
 
 static int outside(uint64_t offset, uint64_t bytes, const char *why, char *text) {
     snprintf(text, KVT_TEXT_BYTES, "device cuda: host memory at %llu, %llu bytes, %s",
@@ -157,49 +113,38 @@ static int outside(uint64_t offset, uint64_t bytes, const char *why, char *text)
     return -KVT_EINVAL;
 }
 
-int kvt_host_register(const struct kvt_cuda_api *api, CUcontext context, struct kvt_host_map *map,
-                      uint8_t *base, uint64_t offset, uint64_t bytes, char *text) {
-    struct piece pieces[THREADS_MAX];
+static void map_set(struct kvt_host_map *map, uint64_t offset, uint64_t bytes, bool there) {
+    pthread_mutex_lock(&lock);
+    kvt_host_map_set(map, offset, bytes, there);
+    pthread_mutex_unlock(&lock);
+}
+
+int kvt_host_register(const struct kvt_cuda_api *api, struct kvt_host_map *map, uint8_t *base,
+                      uint64_t offset, uint64_t bytes, char *text) {
     if (!kvt_host_map_fits(map, offset, bytes)) {
         return outside(offset, bytes, "is not made of pages of the arena", text);
     }
-    if (!kvt_host_map_none(map, offset, bytes)) {
+    pthread_mutex_lock(&lock);
+    bool none = kvt_host_map_none(map, offset, bytes);
+    pthread_mutex_unlock(&lock);
+    if (!none) {
         return outside(offset, bytes, "is registered already", text);
     }
-    uint64_t each = (bytes / THREADS_MAX + PIECE_ALIGN - 1) / PIECE_ALIGN * PIECE_ALIGN;
-    each = each > PIECE_BYTES_MIN ? each : PIECE_BYTES_MIN;
-    unsigned count = 0;
-    for (uint64_t at = 0; at < bytes; at += each) {
-        pieces[count++] = (struct piece){.api = api,
-                                         .context = context,
-                                         .address = base + offset + at,
-                                         .bytes = bytes - at < each ? bytes - at : each};
-    }
-    register_all(pieces, count);
-    for (unsigned i = 0; i < count; i++) {
-        if (pieces[i].error == CUDA_SUCCESS) {
-            continue;
-        }
+    CUresult error = range_share(api, base + offset, bytes);
+    if (error != CUDA_SUCCESS) {
         char reason[KVT_CUDA_TEXT_BYTES];
         char size[KVT_SIZE_TEXT_BYTES];
         snprintf(text, KVT_TEXT_BYTES,
                  "device cuda: %s of host memory cannot be registered: cuMemHostRegister: %s; "
                  "lower [host] budget, or raise LimitMEMLOCK of kvtierd",
-                 kvt_size_text(bytes, size), kvt_cuda_error(api, pieces[i].error, reason));
-        for (unsigned n = 0; n < count; n++) {
-            if (pieces[n].error == CUDA_SUCCESS) {
-                (void)range_unshare(api, pieces[n].address);
-            }
-        }
+                 kvt_size_text(bytes, size), kvt_cuda_error(api, error, reason));
         return -KVT_ENOMEM;
     }
-    for (unsigned i = 0; i < count; i++) {
-        kvt_host_map_set(map, (uint64_t)(pieces[i].address - base), pieces[i].bytes, true);
-    }
+    map_set(map, offset, bytes, true);
     return 0;
 }
 
-/* Bytes of the registration that begins at `offset`, if it ends inside of the range. */
+/* Bytes of the registration that begins at `offset`, if it ends inside of the range. Lock held. */
 static uint64_t whole_piece(const struct kvt_host_map *map, uint64_t offset, uint64_t bytes) {
     if (!kvt_host_map_begins(map, offset)) {
         return 0;
@@ -209,21 +154,30 @@ static uint64_t whole_piece(const struct kvt_host_map *map, uint64_t offset, uin
     return beyond == run + 1 ? 0 : run;
 }
 
+static bool whole_pieces(const struct kvt_host_map *map, uint64_t offset, uint64_t bytes) {
+    uint64_t piece = 1;
+    pthread_mutex_lock(&lock);
+    for (uint64_t at = 0; at < bytes && piece > 0; at += piece) {
+        piece = whole_piece(map, offset + at, bytes - at);
+    }
+    pthread_mutex_unlock(&lock);
+    return piece > 0;
+}
+
 int kvt_host_unregister(const struct kvt_cuda_api *api, struct kvt_host_map *map, uint8_t *base,
                         uint64_t offset, uint64_t bytes, char *text) {
     uint64_t piece;
     if (!kvt_host_map_fits(map, offset, bytes)) {
         return outside(offset, bytes, "is not made of pages of the arena", text);
     }
-    for (uint64_t at = 0; at < bytes; at += piece) {
-        piece = whole_piece(map, offset + at, bytes - at);
-        if (piece == 0) {
-            return outside(offset, bytes, "is not made of ranges that were registered", text);
-        }
+    if (!whole_pieces(map, offset, bytes)) {
+        return outside(offset, bytes, "is not made of ranges that were registered", text);
     }
     for (uint64_t at = 0; at < bytes; at += piece) {
+        pthread_mutex_lock(&lock);
         piece = whole_piece(map, offset + at, bytes - at);
         kvt_host_map_set(map, offset + at, piece, false);
+        pthread_mutex_unlock(&lock);
         CUresult error = range_unshare(api, base + offset + at);
         if (error != CUDA_SUCCESS) {
             char reason[KVT_CUDA_TEXT_BYTES];
