@@ -113,6 +113,36 @@ static void test_slow_memory_is_waited_for(void) {
     }
 }
 
+static uint64_t growing_bytes(void) {
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < h.event_count; i++) {
+        bytes += h.event[i].kind == KVT_ACTION_HOST_GROW ? h.event[i].bytes : 0;
+    }
+    return bytes;
+}
+
+/* All layers of what a step appends: their chunks come beside each other, and none too many. */
+static void test_all_that_is_missing_is_asked_for_at_once(void) {
+    enum { CHUNK = 64 << 10, TOKENS = 16 * KVTH_BLOCK };
+    kvth_start(&h, &(struct kvth_config){0});
+    uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvth_cache *a = create(s, LAYERS, KVT_MODE_OFFLOADED, 1);
+    uint64_t need = (uint64_t)TOKENS * LAYERS * 16;
+    CU_ASSERT_EQUAL_FATAL(need, 4 * CHUNK);
+    h.hold_events = true;
+    uint64_t tag = kvth_step_send(&h, a, NULL, NULL, 0, TOKENS, 1);
+    CU_ASSERT_EQUAL(growing_bytes(), need);
+    kvth_tick(&h, 1000); /* looks again, and finds that all is on its way */
+    CU_ASSERT_EQUAL(growing_bytes(), need);
+    h.hold_events = false;
+    kvth_pump(&h);
+    CU_ASSERT_PTR_NOT_NULL_FATAL(kvth_answer(&h, tag));
+    CU_ASSERT_EQUAL(kvth_answer(&h, tag)->code, 0);
+    CU_ASSERT_EQUAL(kvth_host_used(&h), need);
+    kvth_leave(&h, s);
+    kvth_stop(&h);
+}
+
 /* A worker's own limit: beyond it its own layers leave, and nobody else's, though the budget has
  * room and others have more; and what it cannot give itself is refused, naming the limit. */
 static void test_a_worker_stays_within_its_limit(void) {
@@ -560,6 +590,7 @@ int main(void) {
     CU_TestInfo tests[] = {
         {"a device refusal names budget and need", test_device_refusal_names_budget_and_need},
         {"a host refusal names budget and need", test_host_refusal_names_budget_and_need},
+        {"all that is missing is asked for at once", test_all_that_is_missing_is_asked_for_at_once},
         {"slow memory is waited for", test_slow_memory_is_waited_for},
         {"a worker stays within its limit", test_a_worker_stays_within_its_limit},
         {"steps ahead shrink to what there is", test_steps_ahead_shrink_to_what_there_is},

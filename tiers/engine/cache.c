@@ -242,7 +242,7 @@ static void cache_free(struct kvt_engine *e, struct cache *c) {
 static int create_memory(struct kvt_engine *e, struct session *s, struct cache *c) {
     struct family *f = c->family;
     int result = KVT_READY;
-    dev_pass_begin(e, s);
+    memory_pass_begin(e, s);
     bool offloaded = mode_is_offloaded(f->mode);
     if (offloaded) {
         uint32_t capacity = c->capacity != 0 ? c->capacity : e->config.block_tokens;

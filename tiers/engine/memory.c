@@ -192,7 +192,8 @@ bool own_empty_give_back(struct kvt_engine *e, struct session *s) {
 }
 
 /* What earlier passes have asked for and has not come yet may be claimed once in this pass. */
-void dev_pass_begin(struct kvt_engine *e, struct session *s) {
+void memory_pass_begin(struct kvt_engine *e, struct session *s) {
+    e->host.claimed_bytes = 0;
     s->creating_bytes = 0;
     for (uint32_t i = 1; i < e->extent_top && s->extents_creating > 0; i++) {
         const struct extent *x = &e->extents[i];
@@ -370,6 +371,11 @@ static void chunk_state_set(struct kvt_engine *e, uint32_t chunk, uint8_t state)
     bool was_busy = h->chunks[chunk] == CHUNK_GROWING || h->chunks[chunk] == CHUNK_SHRINKING;
     bool is_busy = state == CHUNK_GROWING || state == CHUNK_SHRINKING;
     h->busy_chunks += (uint32_t)is_busy - (uint32_t)was_busy;
+    h->growing_bytes += state == CHUNK_GROWING ? h->chunk_bytes : 0;
+    h->growing_bytes -= h->chunks[chunk] == CHUNK_GROWING ? h->chunk_bytes : 0;
+    if (h->claimed_bytes > h->growing_bytes) {
+        h->claimed_bytes = h->growing_bytes;
+    }
     if (h->chunks[chunk] == CHUNK_ABSENT && state != CHUNK_ABSENT) {
         h->used_bytes += h->chunk_bytes;
     } else if (h->chunks[chunk] != CHUNK_ABSENT && state == CHUNK_ABSENT) {
@@ -378,8 +384,8 @@ static void chunk_state_set(struct kvt_engine *e, uint32_t chunk, uint8_t state)
     h->chunks[chunk] = state;
 }
 
-/* Asks for as many chunks as hold `bytes`, or for what there is; false: there is none. */
-static bool host_grow(struct kvt_engine *e, uint64_t bytes) {
+/* Asks for as many chunks as hold `bytes`, or for what there is. */
+static void host_grow(struct kvt_engine *e, uint64_t bytes) {
     struct host *h = &e->host;
     uint64_t asked_bytes = 0;
     for (uint32_t i = 0; i < h->chunk_count && asked_bytes < bytes; i++) {
@@ -391,7 +397,19 @@ static bool host_grow(struct kvt_engine *e, uint64_t bytes) {
             asked_bytes += h->chunk_bytes;
         }
     }
-    return asked_bytes > 0;
+}
+
+/* Sees to it that `bytes` come beside what this pass counts on already, so that all that a step lacks
+ * is brought up at one time. false: nothing comes. */
+static bool host_ask(struct kvt_engine *e, uint64_t bytes) {
+    struct host *h = &e->host;
+    uint64_t unclaimed = h->growing_bytes - h->claimed_bytes;
+    if (unclaimed < bytes && !h->full) {
+        host_grow(e, bytes - unclaimed);
+        unclaimed = h->growing_bytes - h->claimed_bytes;
+    }
+    h->claimed_bytes += bytes < unclaimed ? bytes : unclaimed;
+    return h->busy_chunks > 0;
 }
 
 int host_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, uint64_t *offset) {
@@ -412,8 +430,7 @@ int host_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, uint64_t
     e->short_tier = KVT_TIER_HOST;
     e->short_bytes = bytes;
     e->short_own = own;
-    bool comes = !over && (h->busy_chunks > 0 || (!h->full && host_grow(e, bytes)));
-    return comes ? KVT_WAIT : -KVT_EQUOTA;
+    return !over && host_ask(e, bytes) ? KVT_WAIT : -KVT_EQUOTA;
 }
 
 void host_free(struct kvt_engine *e, struct session *s, uint64_t offset, uint64_t bytes) {
@@ -469,7 +486,7 @@ void host_grown(struct kvt_engine *e, uint64_t offset, uint64_t bytes, int code)
     } else {
         chunk_state_set(e, chunk, code == 0 ? CHUNK_READY : CHUNK_ABSENT);
     }
-    h->full = code != 0;
+    h->full |= code != 0; /* others may come that were asked for before */
     h->changed_ms = e->now_ms;
     e->epoch++;
     h->sweep_due = true;

@@ -339,7 +339,7 @@ void migrate_progress(struct kvt_engine *e, struct session *s) {
     if (s->ops.outstanding > 0) {
         return; /* a discarded prefetch may still read what will be freed */
     }
-    dev_pass_begin(e, s);
+    memory_pass_begin(e, s);
     int rc =
         m->to_host ? host_places(e, s, m->family, m->layer) : gpu_places(e, s, m->family, m->layer);
     if (rc == KVT_WAIT) {

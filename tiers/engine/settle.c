@@ -265,7 +265,7 @@ void settle_undo(struct kvt_engine *e, struct cache *c) {
 /* One attempt at `steps` steps. */
 static int settle_once(struct kvt_engine *e, struct session *s, struct step_plan *plan,
                        uint32_t steps, uint32_t *capacity) {
-    dev_pass_begin(e, s);
+    memory_pass_begin(e, s);
     int result = family_is_segment(e, plan->cache->family)
                      ? settle_segment(e, s, plan->cache)
                      : settle_dense(e, s, plan, steps, capacity);

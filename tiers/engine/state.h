@@ -102,7 +102,9 @@ struct host {
     uint64_t chunk_bytes;
     uint64_t used_bytes; /* chunks that are not absent */
     uint64_t live_bytes;
-    uint64_t changed_ms; /* when a chunk last came or went */
+    uint64_t growing_bytes;
+    uint64_t claimed_bytes; /* of these, what allocations of this pass count on */
+    uint64_t changed_ms;    /* when a chunk last came or went */
     bool full;      /* the machine had no memory though the budget had; until something is freed */
     bool sweep_due; /* a chunk may have become empty */
 };
@@ -453,7 +455,7 @@ void answer_error(struct kvt_engine *e, uint32_t session, uint64_t tag, int code
 struct cache *cache_find(const struct kvt_engine *e, uint32_t session, uint32_t id);
 
 /* ---- memory.c: extents and host memory --------------------------------------------------------------- */
-void dev_pass_begin(struct kvt_engine *e, struct session *s);
+void memory_pass_begin(struct kvt_engine *e, struct session *s);
 int dev_reserve(struct kvt_engine *e, struct session *s, uint64_t bytes);
 bool dev_hoped_for(const struct kvt_engine *e, const struct session *s);
 void dev_take_from_younger(struct kvt_engine *e, const struct session *s, uint64_t since_ms);
