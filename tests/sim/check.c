@@ -194,9 +194,10 @@ void sim_check_end(struct sim *sim) {
         }
     }
     kvt_engine_host_info(sim->engine, &info);
-    if (info.used_bytes != 0 || info.live_bytes != 0) {
-        sim_fail(sim, "the end: the host has %llu bytes in use, %llu live", (ull)info.used_bytes,
-                 (ull)info.live_bytes);
+    if (info.used_bytes != info.kept_bytes || info.live_bytes != 0 || info.keep_pending ||
+        info.kept_bytes > sim->config.host_keep_bytes) {
+        sim_fail(sim, "the end: the host has %llu bytes in use, %llu live; to keep are %llu",
+                 (ull)info.used_bytes, (ull)info.live_bytes, (ull)info.kept_bytes);
     }
 }
 

@@ -232,6 +232,11 @@ static void choose_config(struct sim *sim) {
     if (sim->world == SIM_STEADY) {
         c->host_budget_bytes = c->host_chunk_bytes * (((uint64_t)64 << 20) / c->host_chunk_bytes);
     }
+    if (sim_chance(r, 400)) { /* some of it is there from the start, or all */
+        uint64_t chunks = c->host_budget_bytes / c->host_chunk_bytes;
+        c->host_keep_bytes = c->host_chunk_bytes * sim_between(r, 1, chunks);
+        c->host_range_bytes = c->host_chunk_bytes * sim_between(r, 0, 4);
+    }
     c->block_tokens = sim_chance(r, 850) ? 256 : 512;
     c->sessions_max = (uint32_t)sim_between(r, 2, SIM_SESSIONS_MAX);
     c->caches_max = (uint32_t)sim_between(r, 4, 32);

@@ -132,6 +132,8 @@ struct kvth_config {
     uint64_t host_budget_bytes;
     uint64_t device_worker_max_bytes;
     uint64_t host_worker_max_bytes;
+    uint64_t host_keep_bytes;
+    uint64_t host_range_bytes;
     uint64_t extent_bytes;
     uint64_t piece_bytes;
     uint64_t ring_bytes;
@@ -143,7 +145,7 @@ struct kvth_config {
 extern char kvth_what[128];
 
 void kvth_start(struct kvth *h, const struct kvth_config *c);
-/* Expects that nothing is charged to anybody. */
+/* Expects that nothing is charged to anybody, but what the host keeps. */
 void kvth_stop(struct kvth *h);
 
 /* `layers` layers of one KV head, K and V of 4 f16 each: 16 bytes a token and layer. */

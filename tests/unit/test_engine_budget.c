@@ -242,6 +242,109 @@ static void test_small_ring(void) {
     kvth_stop(&h);
 }
 
+/* ---- host memory that is kept --------------------------------------------------------------------------------- */
+
+enum { CHUNK_BYTES = 64 << 10 };
+
+static struct kvt_tier_info host_info(void) {
+    struct kvt_tier_info info;
+    kvt_engine_host_info(h.engine, &info);
+    return info;
+}
+
+/* Nobody asks, and it comes; caches come and go, and it stays, and nothing else does. */
+static void test_kept_memory_is_there_and_stays(void) {
+    struct kvth_config c = {.host_keep_bytes = 10 * CHUNK_BYTES + 1000, /* whole chunks of it */
+                            .host_range_bytes = 4 * CHUNK_BYTES};
+    kvth_start(&h, &c);
+    CU_ASSERT_TRUE(host_info().keep_pending);
+    CU_ASSERT_EQUAL(h.event_count, 3); /* 4 + 4 + 2 chunks, in order */
+    for (uint32_t i = 0; i < 3; i++) {
+        CU_ASSERT_EQUAL(h.event[i].kind, KVT_ACTION_HOST_GROW);
+        CU_ASSERT_EQUAL(h.event[i].offset, 4 * i * CHUNK_BYTES);
+        CU_ASSERT_EQUAL(h.event[i].bytes, (i < 2 ? 4u : 2u) * CHUNK_BYTES);
+    }
+    kvth_pump(&h);
+    CU_ASSERT_FALSE(host_info().keep_pending);
+    CU_ASSERT_EQUAL(host_info().used_bytes, 10 * CHUNK_BYTES);
+    CU_ASSERT_EQUAL(host_info().kept_bytes, 10 * CHUNK_BYTES);
+    uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvth_cache *a = create(s, LAYERS, KVT_MODE_OFFLOADED, 1);
+    kvth_step(&h, a, 4096, 1);
+    CU_ASSERT_EQUAL(host_info().used_bytes, 10 * CHUNK_BYTES); /* it is what caches use first */
+    for (int i = 0; i < 3; i++) {
+        kvth_step(&h, a, 4096, 1);
+    }
+    CU_ASSERT_EQUAL(host_info().used_bytes, 16 * CHUNK_BYTES);
+    kvth_leave(&h, s);
+    kvth_pump(&h);
+    CU_ASSERT_EQUAL(host_info().used_bytes, 10 * CHUNK_BYTES);
+    CU_ASSERT_EQUAL(host_info().live_bytes, 0);
+    kvth_stop(&h);
+}
+
+/* It is asked for as it comes: so many ranges are on their way, and no more. */
+static void test_kept_memory_is_asked_for_bit_by_bit(void) {
+    struct kvth_config c = {.host_budget_bytes = 4096u * CHUNK_BYTES,
+                            .host_keep_bytes = UINT64_MAX};
+    kvth_start(&h, &c);
+    CU_ASSERT_EQUAL(h.event_count, 32);
+    kvth_pump(&h);
+    CU_ASSERT_EQUAL(host_info().used_bytes, 4096u * CHUNK_BYTES);
+    CU_ASSERT_FALSE(host_info().keep_pending);
+    kvth_stop(&h);
+}
+
+/* A cache that needs more than there is waits for what comes anyhow, and uses what has come. */
+static void test_a_cache_waits_for_kept_memory(void) {
+    struct kvth_config c = {.host_keep_bytes = 64 * CHUNK_BYTES};
+    kvth_start(&h, &c);
+    h.hold_events = true;
+    uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    CU_ASSERT_EQUAL(growing_bytes(), 32 * CHUNK_BYTES);
+    struct kvt_layout layout = kvth_layout(LAYERS);
+    struct kvt_cache_options o = kvth_options(KVT_MODE_OFFLOADED_STATIC, 1);
+    struct kvt_request r = {
+        .kind = KVT_REQUEST_CREATE, .session = s, .layout = &layout, .options = &o};
+    uint64_t tag = kvth_send(&h, &r);
+    kvth_tick(&h, 60000);
+    CU_ASSERT_PTR_NULL(kvth_answer(&h, tag));
+    CU_ASSERT_EQUAL(growing_bytes(), 32 * CHUNK_BYTES); /* nothing more was asked for */
+    h.hold_events = false;
+    kvth_pump(&h);
+    CU_ASSERT_PTR_NOT_NULL_FATAL(kvth_answer(&h, tag));
+    CU_ASSERT_EQUAL(kvth_answer(&h, tag)->code, 0);
+    CU_ASSERT_EQUAL(host_info().used_bytes, 64 * CHUNK_BYTES);
+    kvth_leave(&h, s);
+    kvth_stop(&h);
+}
+
+/* The machine has none left: no more is asked for, until a cache needs it, and then it stays. */
+static void test_kept_memory_that_does_not_come(void) {
+    struct kvth_config c = {.host_budget_bytes = 400 * CHUNK_BYTES,
+                            .host_keep_bytes = 300 * CHUNK_BYTES};
+    kvth_start(&h, &c);
+    h.fail_grows = 1; /* the next one: 32 are on their way */
+    kvth_pump(&h);
+    CU_ASSERT_FALSE(host_info().keep_pending);
+    uint64_t had = host_info().used_bytes;
+    CU_ASSERT_TRUE(had >= 32 * CHUNK_BYTES);
+    CU_ASSERT_TRUE(had < 100 * CHUNK_BYTES);
+    kvth_tick(&h, 1000);
+    CU_ASSERT_EQUAL(host_info().used_bytes, had);
+    uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvth_cache *a = create(s, LAYERS, KVT_MODE_OFFLOADED, 1);
+    while (host_info().live_bytes <= had) {
+        kvth_step(&h, a, 4096, 1);
+    }
+    uint64_t most = host_info().used_bytes;
+    CU_ASSERT_TRUE(most > had);
+    kvth_leave(&h, s);
+    kvth_pump(&h);
+    CU_ASSERT_EQUAL(host_info().used_bytes, most);
+    kvth_stop(&h);
+}
+
 /* ---- memory that cannot be had for a moment ------------------------------------------------------------------ */
 
 /* E4: the machine had no memory once. */
@@ -596,6 +699,10 @@ int main(void) {
         {"steps ahead shrink to what there is", test_steps_ahead_shrink_to_what_there_is},
         {"a refused step keeps the slots", test_refused_step_keeps_the_slots},
         {"a small ring", test_small_ring},
+        {"kept memory is there and stays", test_kept_memory_is_there_and_stays},
+        {"kept memory is asked for bit by bit", test_kept_memory_is_asked_for_bit_by_bit},
+        {"a cache waits for kept memory", test_a_cache_waits_for_kept_memory},
+        {"kept memory that does not come", test_kept_memory_that_does_not_come},
         {"host growth fails once", test_growth_fails_once},
         {"an extent fails once", test_extent_fails_once},
         {"migration in mid-life", test_migrates_in_mid_life},

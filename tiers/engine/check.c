@@ -68,8 +68,10 @@ static void check_host(struct check *c) {
     uint64_t ready = 0;
     uint64_t used = 0;
     uint64_t growing = 0;
+    uint64_t kept = 0;
     for (uint32_t i = 0; i < h->chunk_count; i++) {
         growing += h->chunks[i] == CHUNK_GROWING ? h->chunk_bytes : 0;
+        kept += i < h->keep_chunks && h->chunks[i] != CHUNK_ABSENT ? h->chunk_bytes : 0;
         used += h->chunks[i] != CHUNK_ABSENT ? h->chunk_bytes : 0;
         ready += h->chunks[i] == CHUNK_READY ? h->chunk_bytes : 0;
     }
@@ -77,6 +79,8 @@ static void check_host(struct check *c) {
            ULL(h->used_bytes));
     EXPECT(c, growing == h->growing_bytes, "host: %llu are growing, written down are %llu",
            ULL(growing), ULL(h->growing_bytes));
+    EXPECT(c, kept == h->kept_bytes, "host: %llu are kept, written down are %llu", ULL(kept),
+           ULL(h->kept_bytes));
     EXPECT(c, h->claimed_bytes <= h->growing_bytes, "host: %llu claimed of %llu",
            ULL(h->claimed_bytes), ULL(h->growing_bytes));
     EXPECT(c, used <= c->e->config.host_budget_bytes, "host: %llu used of a budget of %llu",

@@ -154,6 +154,8 @@ int kvt_engine_create(const struct kvt_engine_config *config, struct kvt_engine 
     e->host.chunk_bytes = config->host_chunk_bytes;
     e->host.chunk_count = (uint32_t)(config->host_budget_bytes / config->host_chunk_bytes);
     e->host.chunks = calloc(e->host.chunk_count + 1, 1);
+    uint64_t keep = config->host_keep_bytes / config->host_chunk_bytes;
+    e->host.keep_chunks = keep < e->host.chunk_count ? (uint32_t)keep : e->host.chunk_count;
     e->sessions = calloc(config->sessions_max, sizeof(*e->sessions));
     e->caches = calloc(config->caches_max, sizeof(struct cache *));
     e->cache_generation = calloc(config->caches_max, sizeof(*e->cache_generation));
@@ -180,6 +182,7 @@ int kvt_engine_create(const struct kvt_engine_config *config, struct kvt_engine 
         kvt_engine_free(e);
         return -KVT_ENOMEM;
     }
+    host_keep(e);
     *out = e;
     return 0;
 }

@@ -33,6 +33,8 @@ struct kvt_engine_config {
     uint64_t host_budget_bytes;
     uint64_t host_worker_max_bytes; /* that one session may hold; 0: the budget */
     uint64_t host_chunk_bytes;      /* the host arena grows and shrinks by whole chunks */
+    uint64_t host_keep_bytes;       /* whole chunks of it are there from the start, and for good */
+    uint64_t host_range_bytes;      /* these are asked for in ranges of up to so much; 0: a chunk */
     uint32_t block_tokens;          /* 256 */
     uint32_t sessions_max;
     uint32_t caches_max;    /* of the daemon */
@@ -41,6 +43,7 @@ struct kvt_engine_config {
     bool poison_host; /* tests: nothing relies on zeroes in fresh host memory */
 };
 
+/* With host_keep_bytes there are actions at once. */
 int kvt_engine_create(const struct kvt_engine_config *config, struct kvt_engine **out)
     __attribute__((warn_unused_result));
 void kvt_engine_free(struct kvt_engine *e);
@@ -146,7 +149,8 @@ void kvt_engine_extent_created(struct kvt_engine *e, uint32_t extent, int code);
 void kvt_engine_extent_destroyed(struct kvt_engine *e, uint32_t extent);
 /* The worker has unmapped the extent. Unknown extents are ignored (a lie harms nobody). */
 void kvt_engine_extent_reclaimed(struct kvt_engine *e, uint32_t session, uint32_t extent);
-/* [offset, offset + bytes) of the host arena is usable (code 0), or is not to be had. */
+/* [offset, offset + bytes) of the host arena, as it was asked for, is usable (code 0), or is not to be
+ * had. If it was to be kept, no more is asked for then; a cache that needs it asks again. */
 void kvt_engine_host_grown(struct kvt_engine *e, uint64_t offset, uint64_t bytes, int code);
 void kvt_engine_host_shrunk(struct kvt_engine *e, uint64_t offset, uint64_t bytes);
 /* The device failed for good: every session on it fails its steps and requests. */
@@ -210,6 +214,8 @@ struct kvt_tier_info {
     uint64_t used_bytes;        /* charged: extents (gpu), chunks (host) */
     uint64_t live_bytes;        /* of these, allocated to caches and slots */
     uint64_t pinned_dead_bytes; /* charged to hung-up or evicted sessions */
+    uint64_t kept_bytes;        /* host: there for good, or coming for that */
+    bool keep_pending;          /* host: more of what is to be kept comes */
 };
 
 enum kvt_session_state {

@@ -22,9 +22,12 @@ void kvt_engine_device_info(const struct kvt_engine *e, uint32_t device,
 }
 
 void kvt_engine_host_info(const struct kvt_engine *e, struct kvt_tier_info *out) {
+    const struct host *h = &e->host;
     *out = (struct kvt_tier_info){.budget_bytes = e->config.host_budget_bytes,
-                                  .used_bytes = e->host.used_bytes,
-                                  .live_bytes = e->host.live_bytes};
+                                  .used_bytes = h->used_bytes,
+                                  .live_bytes = h->live_bytes,
+                                  .kept_bytes = h->kept_bytes,
+                                  .keep_pending = h->keep_growing > 0};
 }
 
 static uint32_t session_state(const struct session *s) {

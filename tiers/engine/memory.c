@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define KEEP_RANGES_MAX 32u /* of what is to be kept, on their way at one time */
+
 uint32_t session_index(const struct kvt_engine *e, const struct session *s) {
     return (uint32_t)(s - e->sessions);
 }
@@ -371,6 +373,12 @@ static void chunk_state_set(struct kvt_engine *e, uint32_t chunk, uint8_t state)
     bool was_busy = h->chunks[chunk] == CHUNK_GROWING || h->chunks[chunk] == CHUNK_SHRINKING;
     bool is_busy = state == CHUNK_GROWING || state == CHUNK_SHRINKING;
     h->busy_chunks += (uint32_t)is_busy - (uint32_t)was_busy;
+    if (chunk < h->keep_chunks) {
+        h->keep_growing += state == CHUNK_GROWING;
+        h->keep_growing -= h->chunks[chunk] == CHUNK_GROWING;
+        h->kept_bytes += state != CHUNK_ABSENT ? h->chunk_bytes : 0;
+        h->kept_bytes -= h->chunks[chunk] != CHUNK_ABSENT ? h->chunk_bytes : 0;
+    }
     h->growing_bytes += state == CHUNK_GROWING ? h->chunk_bytes : 0;
     h->growing_bytes -= h->chunks[chunk] == CHUNK_GROWING ? h->chunk_bytes : 0;
     if (h->claimed_bytes > h->growing_bytes) {
@@ -384,16 +392,61 @@ static void chunk_state_set(struct kvt_engine *e, uint32_t chunk, uint8_t state)
     h->chunks[chunk] = state;
 }
 
+static void chunks_turn(struct kvt_engine *e, uint64_t offset, uint64_t bytes, uint8_t from,
+                        uint8_t to) {
+    struct host *h = &e->host;
+    uint64_t first = offset / h->chunk_bytes;
+    uint64_t count = bytes / h->chunk_bytes;
+    KVT_ASSERT(count > 0);
+    KVT_ASSERT(bytes % h->chunk_bytes == 0);
+    KVT_ASSERT(first < h->chunk_count);
+    KVT_ASSERT(count <= h->chunk_count - first);
+    for (uint64_t i = first; i < first + count; i++) {
+        KVT_ASSERT(h->chunks[i] == from);
+        chunk_state_set(e, (uint32_t)i, to);
+    }
+}
+
+static void chunks_shrink(struct kvt_engine *e, uint64_t offset, uint64_t bytes) {
+    struct kvt_action *a = action_push(e, KVT_ACTION_HOST_SHRINK);
+    a->offset = offset;
+    a->bytes = bytes;
+    chunks_turn(e, offset, bytes, CHUNK_READY, CHUNK_SHRINKING);
+}
+
+static void chunks_ask(struct kvt_engine *e, uint32_t first, uint32_t count) {
+    struct kvt_action *a = action_push(e, KVT_ACTION_HOST_GROW);
+    a->offset = first * e->host.chunk_bytes;
+    a->bytes = count * e->host.chunk_bytes;
+    chunks_turn(e, a->offset, a->bytes, CHUNK_ABSENT, CHUNK_GROWING);
+}
+
+/* Asks for what is to be kept, in order: as much as keeps those busy who bring it up. */
+void host_keep(struct kvt_engine *e) {
+    struct host *h = &e->host;
+    uint64_t range = e->config.host_range_bytes / h->chunk_bytes;
+    range = range > 0 ? range : 1;
+    while (h->keep_growing < KEEP_RANGES_MAX * range && h->keep_next < h->keep_chunks) {
+        uint32_t first = h->keep_next;
+        uint32_t count = 0;
+        while (count < range && first + count < h->keep_chunks &&
+               h->chunks[first + count] == CHUNK_ABSENT) {
+            count++;
+        }
+        if (count > 0) {
+            chunks_ask(e, first, count);
+        }
+        h->keep_next += count > 0 ? count : 1; /* a cache has asked for it before */
+    }
+}
+
 /* Asks for as many chunks as hold `bytes`, or for what there is. */
 static void host_grow(struct kvt_engine *e, uint64_t bytes) {
     struct host *h = &e->host;
     uint64_t asked_bytes = 0;
     for (uint32_t i = 0; i < h->chunk_count && asked_bytes < bytes; i++) {
         if (h->chunks[i] == CHUNK_ABSENT) {
-            chunk_state_set(e, i, CHUNK_GROWING);
-            struct kvt_action *a = action_push(e, KVT_ACTION_HOST_GROW);
-            a->offset = i * h->chunk_bytes;
-            a->bytes = h->chunk_bytes;
+            chunks_ask(e, i, 1);
             asked_bytes += h->chunk_bytes;
         }
     }
@@ -446,14 +499,7 @@ void host_free(struct kvt_engine *e, struct session *s, uint64_t offset, uint64_
     s->host_bytes -= bytes;
 }
 
-static void chunk_shrink(struct kvt_engine *e, uint32_t chunk) {
-    struct kvt_action *a = action_push(e, KVT_ACTION_HOST_SHRINK);
-    a->offset = chunk * e->host.chunk_bytes;
-    a->bytes = e->host.chunk_bytes;
-    chunk_state_set(e, chunk, CHUNK_SHRINKING);
-}
-
-/* Gives back free chunks; one is kept as long as anything is allocated. */
+/* Gives back free chunks, but for those to be kept and, as long as anything is allocated, one. */
 void host_sweep(struct kvt_engine *e) {
     struct host *h = &e->host;
     if (!h->sweep_due || e->settling_count > 0) {
@@ -461,7 +507,7 @@ void host_sweep(struct kvt_engine *e) {
     }
     h->sweep_due = false;
     uint64_t keep_bytes = h->live_bytes > 0 ? h->chunk_bytes : 0;
-    for (uint32_t i = h->chunk_count; i-- > 0;) {
+    for (uint32_t i = h->chunk_count; i-- > h->keep_chunks;) {
         if (h->space.free_bytes < keep_bytes + h->chunk_bytes) {
             return;
         }
@@ -470,23 +516,24 @@ void host_sweep(struct kvt_engine *e) {
             kvt_ranges_remove(&h->space, offset, h->chunk_bytes) != 0) {
             continue;
         }
-        chunk_shrink(e, i);
+        chunks_shrink(e, offset, h->chunk_bytes);
     }
 }
 
 void host_grown(struct kvt_engine *e, uint64_t offset, uint64_t bytes, int code) {
     struct host *h = &e->host;
-    uint32_t chunk = (uint32_t)(offset / h->chunk_bytes);
-    KVT_ASSERT(bytes == h->chunk_bytes);
-    KVT_ASSERT(chunk < h->chunk_count);
-    KVT_ASSERT(h->chunks[chunk] == CHUNK_GROWING);
     if (code == 0 && kvt_ranges_add(&h->space, offset, bytes) != 0) {
-        chunk_shrink(e, chunk); /* it is there, and cannot be written down */
+        chunks_turn(e, offset, bytes, CHUNK_GROWING, CHUNK_READY);
+        chunks_shrink(e, offset, bytes); /* it is there, and cannot be written down */
         code = -KVT_ENOMEM;
     } else {
-        chunk_state_set(e, chunk, code == 0 ? CHUNK_READY : CHUNK_ABSENT);
+        chunks_turn(e, offset, bytes, CHUNK_GROWING, code == 0 ? CHUNK_READY : CHUNK_ABSENT);
     }
-    h->full |= code != 0; /* others may come that were asked for before */
+    if (code != 0) {
+        h->full = true; /* others may come that were asked for before */
+        h->keep_next = h->keep_chunks;
+    }
+    host_keep(e);
     h->changed_ms = e->now_ms;
     e->epoch++;
     h->sweep_due = true;
@@ -494,11 +541,7 @@ void host_grown(struct kvt_engine *e, uint64_t offset, uint64_t bytes, int code)
 
 void host_shrunk(struct kvt_engine *e, uint64_t offset, uint64_t bytes) {
     struct host *h = &e->host;
-    uint32_t chunk = (uint32_t)(offset / h->chunk_bytes);
-    KVT_ASSERT(bytes == h->chunk_bytes);
-    KVT_ASSERT(chunk < h->chunk_count);
-    KVT_ASSERT(h->chunks[chunk] == CHUNK_SHRINKING);
-    chunk_state_set(e, chunk, CHUNK_ABSENT);
+    chunks_turn(e, offset, bytes, CHUNK_SHRINKING, CHUNK_ABSENT);
     h->full = false;
     h->changed_ms = e->now_ms;
     e->epoch++;

@@ -99,9 +99,13 @@ struct host {
     uint8_t *chunks;         /* enum chunk_state */
     uint32_t chunk_count;
     uint32_t busy_chunks; /* growing or shrinking */
+    uint32_t keep_chunks; /* the first so many are never given back */
+    uint32_t keep_next;   /* of these, the first to ask for; keep_chunks: none, or no more */
+    uint32_t keep_growing;
     uint64_t chunk_bytes;
     uint64_t used_bytes; /* chunks that are not absent */
     uint64_t live_bytes;
+    uint64_t kept_bytes; /* of used_bytes, in chunks that are never given back */
     uint64_t growing_bytes;
     uint64_t claimed_bytes; /* of these, what allocations of this pass count on */
     uint64_t changed_ms;    /* when a chunk last came or went */
@@ -467,6 +471,7 @@ uint64_t dev_available(const struct kvt_engine *e, const struct session *s);
 struct extent *extent_find(const struct kvt_engine *e, uint32_t id);
 void extents_sweep(struct kvt_engine *e);
 void extents_release(struct kvt_engine *e, struct session *s);
+void host_keep(struct kvt_engine *e);
 int host_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, uint64_t *offset);
 void host_free(struct kvt_engine *e, struct session *s, uint64_t offset, uint64_t bytes);
 void host_sweep(struct kvt_engine *e);
