@@ -347,6 +347,12 @@ static int check_together(struct parser *p) {
                     kvt_size_exact(c->host_worker_max_bytes, a),
                     kvt_size_exact(c->host_budget_bytes, b));
     }
+    if (c->host_preallocate_bytes != KVT_SIZE_NONE &&
+        c->host_preallocate_bytes > c->host_budget_bytes) {
+        return fail(p, "[host] preallocate = %s: larger than the budget of %s",
+                    kvt_size_exact(c->host_preallocate_bytes, a),
+                    kvt_size_exact(c->host_budget_bytes, b));
+    }
     for (uint32_t i = 0; i < c->device_count; i++) {
         int rc = check_device(p, &c->devices[i]);
         if (rc != 0) {

@@ -18,6 +18,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#define KVT_SIZE_NONE             UINT64_MAX
 #define KVT_CONFIG_TEXT_BYTES     256 /* of a text value, with the closing NUL */
 #define KVT_CONFIG_ERROR_BYTES    1024
 #define KVT_CONFIG_FILE_BYTES_MAX (1u << 20)
@@ -57,7 +58,8 @@ struct kvt_config {
     char plugin_dir[KVT_CONFIG_TEXT_BYTES];
     /* [host] */
     uint64_t host_budget_bytes;
-    uint64_t host_worker_max_bytes; /* never 0 after kvt_config_load */
+    uint64_t host_worker_max_bytes;  /* never 0 after kvt_config_load */
+    uint64_t host_preallocate_bytes; /* 0: as the devices like it; KVT_SIZE_NONE */
     uint64_t host_chunk_bytes;
     uint32_t host_touch_threads; /* 0: by the number of CPUs */
     /* [device NAME], in the order of the file */
@@ -93,6 +95,7 @@ enum kvt_section { KVT_SECTION_DAEMON = 0, KVT_SECTION_HOST = 1, KVT_SECTION_DEV
 enum kvt_option_type {
     KVT_OPTION_SIZE,       /* uint64_t, bytes */
     KVT_OPTION_SIZE_AUTO,  /* the same, or "auto": 0 */
+    KVT_OPTION_SIZE_NONE,  /* the same, or "auto": 0, or "none": KVT_SIZE_NONE */
     KVT_OPTION_DURATION,   /* uint64_t, microseconds */
     KVT_OPTION_COUNT,      /* uint32_t */
     KVT_OPTION_COUNT_AUTO, /* the same, or "auto": 0 */

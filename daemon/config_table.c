@@ -160,6 +160,16 @@ const struct kvt_option kvt_options[] = {
      .prose = "Host memory that one worker may hold, so that it leaves some to the others. Not "
               "larger than the budget. auto: all of it."},
     {.section = KVT_SECTION_HOST,
+     .name = "preallocate",
+     .type = KVT_OPTION_SIZE_NONE,
+     .offset = AT(host_preallocate_bytes),
+     .min = KIB(64),
+     .max = TIB(64),
+     .value = "auto",
+     .prose = "Of the budget, what is taken from the system at start and kept, while the daemon "
+              "answers already; the rest comes when caches need it. Not larger than the budget. "
+              "auto: all of it where a device pins host memory (cuda), otherwise none."},
+    {.section = KVT_SECTION_HOST,
      .name = "chunk",
      .type = KVT_OPTION_SIZE,
      .offset = AT(host_chunk_bytes),
@@ -310,8 +320,11 @@ const char *kvt_option_accepted(const struct kvt_option *o, char *text, size_t s
     switch (o->type) {
     case KVT_OPTION_SIZE:
     case KVT_OPTION_SIZE_AUTO:
+    case KVT_OPTION_SIZE_NONE:
         (void)snprintf(text, size, "%s%s to %s, with a unit: B, KiB, MiB, GiB, TiB",
-                       o->type == KVT_OPTION_SIZE_AUTO ? "auto, or " : "",
+                       o->type == KVT_OPTION_SIZE_AUTO   ? "auto, or "
+                       : o->type == KVT_OPTION_SIZE_NONE ? "auto, none, or "
+                                                         : "",
                        kvt_size_exact(o->min, low), kvt_size_exact(o->max, high));
         break;
     case KVT_OPTION_DURATION:
@@ -393,8 +406,13 @@ const char *kvt_option_store(const struct kvt_option *o, void *base, const char 
     void *at = (char *)base + o->offset;
     switch (o->type) {
     case KVT_OPTION_SIZE_AUTO:
+    case KVT_OPTION_SIZE_NONE:
         if (strcmp(value, "auto") == 0) {
             *(uint64_t *)at = 0;
+            return NULL;
+        }
+        if (o->type == KVT_OPTION_SIZE_NONE && strcmp(value, "none") == 0) {
+            *(uint64_t *)at = KVT_SIZE_NONE;
             return NULL;
         }
         return store_number(o, at, value);

@@ -10,6 +10,7 @@
 #include "daemon/dispatch.h"
 #include "daemon/log.h"
 #include "daemon/notify.h"
+#include "daemon/ranges.h"
 #include "daemon/units.h"
 #include "tiers/engine/assert.h"
 
@@ -184,6 +185,8 @@ static int create_engine(struct kvt_daemon *d) {
         .host_budget_bytes = c->host_budget_bytes,
         .host_worker_max_bytes = c->host_worker_max_bytes,
         .host_chunk_bytes = c->host_chunk_bytes,
+        .host_keep_bytes = kvt_tiers_keep_bytes(&d->tiers),
+        .host_range_bytes = KVT_HOST_PART_BYTES,
         .block_tokens = c->block_tokens,
         .sessions_max = c->sessions_max,
         .caches_max = c->caches_max,
@@ -203,8 +206,11 @@ static int create_engine(struct kvt_daemon *d) {
     if (rc != 0) {
         kvt_log(KVT_LOG_ERROR, "the engine cannot be made from this configuration: %s",
                 kvt_error_text(rc));
+        return rc;
     }
-    return rc;
+    kvt_ranges_keep_begin(&d->tiers);
+    kvt_daemon_pump(d);
+    return 0;
 }
 
 /* kvtierd-front beside this program, unless the configuration names another. */

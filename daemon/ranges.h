@@ -10,6 +10,8 @@
 int kvt_ranges_added(void *context, uint64_t offset, uint64_t bytes, char *text);
 int kvt_ranges_removed(void *context, uint64_t offset, uint64_t bytes, char *text);
 
+/* The engine has been made: notes what it keeps from the start, to report it when it has come. */
+void kvt_ranges_keep_begin(struct kvt_tiers *t);
 /* An event. It may call the engine: kvt_daemon_pump is due behind it. */
 void kvt_ranges_host_event(struct kvt_tiers *t, const struct kvt_host_event *event);
 

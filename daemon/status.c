@@ -68,6 +68,7 @@ static bool add_tier(struct kvt_arena *a, Kvt__StatusReply *r, const char *name,
     m->name = copy_text(a, name);
     m->budget_bytes = info->budget_bytes;
     m->used_bytes = info->used_bytes;
+    m->live_bytes = info->live_bytes;
     m->pinned_by_dead_bytes = info->pinned_dead_bytes;
     m->link_to_bytes_per_s = link != NULL ? link->to_bytes_per_s : 0;
     m->link_from_bytes_per_s = link != NULL ? link->from_bytes_per_s : 0;

@@ -5,6 +5,7 @@
 #include "daemon/ranges.h"
 #include "daemon/units.h"
 #include "tiers/engine/assert.h"
+#include "tiers/host/machine.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -316,6 +317,31 @@ static const char *plugin_dir(const struct kvt_config *c, char *text, size_t siz
     return text;
 }
 
+static bool pins_host(const struct kvt_tiers *t) {
+    bool pins = false;
+    for (uint32_t i = 0; i < t->device_count; i++) {
+        pins |= kvt_device_info(t->devices[i].device)->pins_host;
+    }
+    return pins;
+}
+
+/* A driver may count what it pins, or not: so a limit that is too low is no reason to stop. */
+static void allow_pinning(const struct kvt_tiers *t) {
+    char why[KVT_TEXT_BYTES];
+    if (pins_host(t) &&
+        kvt_machine_allow_locked("[host]", t->daemon->config.host_budget_bytes, why) != 0) {
+        kvt_log(KVT_LOG_WARNING, "%s", why);
+    }
+}
+
+uint64_t kvt_tiers_keep_bytes(const struct kvt_tiers *t) {
+    const struct kvt_config *c = &t->daemon->config;
+    if (c->host_preallocate_bytes == 0) {
+        return pins_host(t) ? c->host_budget_bytes : 0;
+    }
+    return c->host_preallocate_bytes == KVT_SIZE_NONE ? 0 : c->host_preallocate_bytes;
+}
+
 int kvt_tiers_start(struct kvt_tiers *t, struct kvt_daemon *d, char *text) {
     char why[KVT_TEXT_BYTES] = "";
     char plugins[KVT_CONFIG_TEXT_BYTES + 32];
@@ -350,6 +376,9 @@ int kvt_tiers_start(struct kvt_tiers *t, struct kvt_daemon *d, char *text) {
         t->devices[i] = (struct kvt_tier_device){.daemon = d, .index = i};
         t->devices[i].queue_end = &t->devices[i].queue;
         rc = start_device(t, i, plugin_dir(&d->config, plugins, sizeof(plugins)), text);
+    }
+    if (rc == 0) {
+        allow_pinning(t);
     }
     return rc;
 }

@@ -32,6 +32,15 @@ struct kvt_tier_device {
     struct kvt_queued_command **queue_end;
 };
 
+/* Host memory that is there from the start, while it comes up. */
+struct kvt_tiers_keep {
+    uint64_t bytes; /* asked for; 0: none */
+    bool pending;
+    uint64_t asked_ms;
+    uint64_t huge_bytes;
+    char why[KVT_TEXT_BYTES]; /* some did not come */
+};
+
 struct kvt_tiers {
     struct kvt_daemon *daemon;
     int notify_fd; /* eventfd of all devices and the host */
@@ -40,7 +49,9 @@ struct kvt_tiers {
     struct kvt_host *host;
     struct kvt_tier_device devices[KVT_DEVICES_MAX];
     uint32_t device_count;
-    struct kvt_host_range *ranges;     /* oldest first */
+    struct kvt_host_range *ranges; /* oldest first */
+    struct kvt_tiers_keep keep;
+    uint64_t warned_ms;                /* that a range could not be had */
     struct kvt_extent_entry **extents; /* KVT_EXTENT_ENTRIES; NULL where there is none */
     uint32_t sessions_draining;        /* closed on a device, not yet drained */
 };
@@ -54,6 +65,8 @@ void kvt_tiers_measure(struct kvt_tiers *t);
 
 /* To a device, in order, however full its queue is. Takes over c->program. */
 void kvt_tiers_command(struct kvt_tiers *t, uint32_t device, const struct kvt_device_command *c);
+/* What the engine is to keep of host memory, by configuration and devices. */
+uint64_t kvt_tiers_keep_bytes(const struct kvt_tiers *t);
 /* A range of the host arena: touched, then made known to every device, then the engine hears. */
 void kvt_tiers_host_grow(struct kvt_tiers *t, uint64_t offset, uint64_t bytes);
 /* The reverse. */

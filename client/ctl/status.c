@@ -112,11 +112,12 @@ static void cell_bar(struct kvt_ctl_table *t, char *bar) {
 }
 
 static void print_tiers(const struct look *l) {
-    struct kvt_ctl_table t = {
-        .headers = {"TIER", ">USED", ">BUDGET", "", ">PINNED", ">LINK TO", ">LINK FROM"}};
+    struct kvt_ctl_table t = {.headers = {"TIER", ">CACHES", ">USED", ">BUDGET", "", ">PINNED",
+                                          ">LINK TO", ">LINK FROM"}};
     const Kvt__Tier *tier;
     FOR_EACH(l, tiers, tier) {
         cell_text(&t, tier->name);
+        cell_size(&t, tier->live_bytes);
         cell_size(&t, tier->used_bytes);
         cell_size(&t, tier->budget_bytes);
         cell_bar(&t, kvt_ctl_fill_bar(tier->used_bytes, tier->budget_bytes, 16));
@@ -211,6 +212,7 @@ static void json_tiers(struct kvt_ctl_json *j, const struct look *l) {
         kvt_ctl_json_string(j, "name", t->name);
         kvt_ctl_json_number(j, "budget_bytes", t->budget_bytes);
         kvt_ctl_json_number(j, "used_bytes", t->used_bytes);
+        kvt_ctl_json_number(j, "live_bytes", t->live_bytes);
         kvt_ctl_json_number(j, "pinned_by_dead_bytes", t->pinned_by_dead_bytes);
         kvt_ctl_json_number(j, "link_to_bytes_per_s", t->link_to_bytes_per_s);
         kvt_ctl_json_number(j, "link_from_bytes_per_s", t->link_from_bytes_per_s);

@@ -15,7 +15,8 @@
  *
  * FAKE_CUDA_MEMORY: bytes of each GPU (1 GiB). FAKE_CUDA_GPUS: how many (1; their UUIDs are 16 times
  * 0xa0 + index). FAKE_CUDA_FAIL_AFTER: the GPU is lost after so many copies. FAKE_CUDA_NO_VALUES: no
- * stream memory operations. FAKE_CUDA_GIB_S: speed of a copy.
+ * stream memory operations. FAKE_CUDA_GIB_S: speed of a copy. FAKE_CUDA_PINNED: bytes of host memory
+ * that can be registered.
  */
 #include "tests/fake_cuda/fake_cuda.h"
 
@@ -205,6 +206,7 @@ struct range {
 static struct range ranges[RANGES_MAX];
 static uint32_t ranges_top;
 static uint64_t used_bytes;
+static uint64_t registered_bytes; /* lock */
 
 static struct range *find(uint64_t address) {
     for (uint32_t i = 0; i < ranges_top; i++) {
@@ -345,19 +347,28 @@ EXPORT CUresult cuMemHostRegister(void *address, size_t bytes, unsigned int flag
     }
     (void)pthread_mutex_lock(&lock);
     bool there = find((uintptr_t)address) != NULL || find((uintptr_t)address + bytes - 1) != NULL;
-    if (!there) {
+    bool full = registered_bytes + bytes > fake_setting("FAKE_CUDA_PINNED", UINT64_MAX / 2);
+    if (!there && !full) {
         add((struct range){.base = address, .bytes = bytes, .fd = -1, .pinned = true});
+        registered_bytes += bytes;
     }
     (void)pthread_mutex_unlock(&lock);
-    return there ? CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED : CUDA_SUCCESS;
+    return there  ? CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED
+           : full ? CUDA_ERROR_OUT_OF_MEMORY
+                  : CUDA_SUCCESS;
 }
 
 EXPORT CUresult cuMemHostUnregister(void *address) {
     struct range r;
     NEED_CONTEXT();
     fake_stall();
-    return take((uintptr_t)address, &r) && r.pinned ? CUDA_SUCCESS
-                                                    : CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
+    if (!take((uintptr_t)address, &r) || !r.pinned) {
+        return CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
+    }
+    (void)pthread_mutex_lock(&lock);
+    registered_bytes -= r.bytes;
+    (void)pthread_mutex_unlock(&lock);
+    return CUDA_SUCCESS;
 }
 
 EXPORT CUresult cuMemHostGetDevicePointer(CUdeviceptr *out, void *address, unsigned int flags) {

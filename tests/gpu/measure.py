@@ -2,6 +2,7 @@
 goal that is missed is told and is no failure. See run.py."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -305,3 +306,28 @@ def check_prefill_beside(context):
                 f"({verdict(over <= 1.2, 'at most 1.2')}); mean {r['step_us_mean'] / 1e3:.2f}, {slowest(r)}; alone "
                 f"{alone['step_us'] / 1e3:.2f}, mean {alone['step_us_mean'] / 1e3:.2f}; the prompt grew from {begin} "
                 f"to {end} tokens meanwhile")
+
+
+# ---------------------------------------------------------------- the host tier
+
+HOST_TIER = re.compile(r"host memory: ([\d.]+ \S+) preallocated in ([\d.]+) s, ([\d.]+) GiB/s; ([\d.]+) s after "
+                       r"the start, ([\d.]+) GiB/s; (\d+)% in huge pages")
+
+
+def check_hosttier(context):
+    """The host arena comes up, pinned, while the daemon answers: from the daemon's start to the last byte."""
+    budget = 256 * MIB if context.fake else 48 * GIB
+    with context.daemon(host=budget) as daemon:
+        start = time.monotonic()
+        context.synth(daemon, *SMALL, "--mode", "offloaded", "--prompt", 300, "--tokens", 10)
+        served = time.monotonic() - start
+        daemon.wait_for_line("preallocated in", 120)
+        line = next(line for line in daemon.lines if "preallocated in" in line)
+        size, took, rate, since_start, rate_since_start, huge = HOST_TIER.search(line).groups()
+        used = {t["name"]: t["used_bytes"] for t in ctl(context, daemon, "status")["tiers"]}["host"]
+        assert used == budget, f"{used} of {budget}"
+        expect_empty(context, daemon)
+    context.row(f"host tier: {size} from start to registered",
+                f"{since_start} s, {rate_since_start} GiB/s ({verdict(float(rate_since_start) >= 15, 'at least 15')}); "
+                f"bringing up alone {took} s, {rate} GiB/s; {huge}% in huge pages; a worker that came at once was "
+                f"served in {served:.2f} s")

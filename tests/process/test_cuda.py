@@ -168,3 +168,31 @@ def test_a_gpu_that_the_daemon_does_not_have():
     with Daemon(config=CONFIG, environment=context.environment) as daemon:
         worker = context.start(daemon, "--device", "a1" * 16)
         assert "no device of this daemon has that identity" in context.finish(worker, status=3)["stderr"]
+
+
+def test_not_all_can_be_pinned():
+    """It comes up as far as it goes, says so once, and serves with what there is."""
+    context = harness.Context(fake=True)
+    context.environment["FAKE_CUDA_PINNED"] = str(100 << 20)
+    with context.daemon(host=256 << 20) as daemon:
+        daemon.wait_for_line("and no more")
+        used = {t["name"]: t["used_bytes"] for t in harness.ctl(context, daemon, "status")["tiers"]}["host"]
+        assert 0 < used < 100 << 20 and used % (1 << 20) == 0
+        context.synth(daemon, *harness.SMALL, "--mode", "offloaded", "--prompt", 1500, "--tokens", 20)
+        harness.expect_empty(context, daemon)
+        warnings = [line for line in daemon.lines if "warning:" in line]
+        assert len(warnings) == 1, warnings
+        for part in (f"{used >> 20}.0 MiB", "256.0 MiB", "preallocate", "cuMemHostRegister", "LimitMEMLOCK"):
+            assert part in warnings[0].replace(f"{used >> 20} MiB", f"{used >> 20}.0 MiB") \
+                .replace("256 MiB", "256.0 MiB"), (part, warnings[0])
+
+
+def test_nothing_is_pinned_before_it_is_needed():
+    context = harness.Context(fake=True)
+    with context.daemon(sets={"host.preallocate": "none"}) as daemon:
+        def used():
+            return {t["name"]: t["used_bytes"] for t in harness.ctl(context, daemon, "status")["tiers"]}["host"]
+        assert used() == 0
+        context.synth(daemon, *harness.SMALL, "--mode", "offloaded", "--prompt", 300, "--tokens", 10)
+        harness.wait_until(lambda: used() == 0, "what was needed is given back")
+        assert not daemon.has_line("preallocated")

@@ -56,8 +56,8 @@ def test_status_of_nothing(daemon):
     done = ctl("status", daemon=daemon)
     assert done.returncode == 0 and done.stderr == ""
     assert re.search(r"^kvtierd \d+\.\d+\.\d+, up ", done.stdout)
-    assert re.search(r"^cpu0 +0 B +16\.0 MiB ", done.stdout, re.M)
-    assert re.search(r"^host +0 B +64\.0 MiB ", done.stdout, re.M)
+    assert re.search(r"^cpu0 +0 B +0 B +16\.0 MiB ", done.stdout, re.M)
+    assert re.search(r"^host +0 B +0 B +64\.0 MiB ", done.stdout, re.M)
     assert not re.search(r" $", done.stdout, re.M)
 
 
@@ -80,6 +80,7 @@ def test_json(daemon):
         assert [t["name"] for t in status["tiers"]] == ["cpu0", "host"]
         assert status["tiers"][0]["budget_bytes"] == 16 << 20
         assert all(0 < t["used_bytes"] <= t["budget_bytes"] for t in status["tiers"])
+        assert all(0 < t["live_bytes"] <= t["used_bytes"] for t in status["tiers"])
         (one,) = status["workers"]
         assert one["pid"] == worker.pid and one["name"] == "held \"one\"" and one["kind"] == "segment"
         (cache,) = status["caches"]

@@ -152,6 +152,12 @@ static void test_defaults(void) {
     CU_ASSERT_EQUAL(config.idle_after_us, 5000000);
     CU_ASSERT_EQUAL(config.device_count, 1);
     CU_ASSERT_EQUAL(config.host_touch_threads, 0);
+    CU_ASSERT_EQUAL(config.host_preallocate_bytes, 0);
+    CU_ASSERT_EQUAL(parse("[host]\npreallocate = none\n"), 0);
+    CU_ASSERT_EQUAL(config.host_preallocate_bytes, KVT_SIZE_NONE);
+    CU_ASSERT_EQUAL(parse("[host]\npreallocate = 1GiB\n"), 0);
+    CU_ASSERT_EQUAL(config.host_preallocate_bytes, UINT64_C(1) << 30);
+    CU_ASSERT_EQUAL(parse(""), 0);
     CU_ASSERT_STRING_EQUAL(config.devices[0].name, "cpu0");
     CU_ASSERT_STRING_EQUAL(kvt_config_driver_name(&config.devices[0]), "cpu");
     CU_ASSERT_EQUAL(config.devices[0].extent_bytes, UINT64_C(16) << 20);
@@ -228,8 +234,8 @@ static void test_errors(void) {
             "f.conf:2: [daemon] runtime_dir = run: the value is not an absolute path; accepted: "
             "an absolute path of at most 255 bytes");
     refused("[host]\nbudgets = 1GiB\n",
-            "f.conf:2: [host] budgets: unknown option; accepted: budget, worker_max, chunk, "
-            "touch_threads");
+            "f.conf:2: [host] budgets: unknown option; accepted: budget, worker_max, "
+            "preallocate, chunk, touch_threads");
     refused("[hosts]\n", "f.conf:1: [hosts]: unknown section; accepted: [daemon], [host], [device "
                          "NAME]");
     refused("[host]\nbudget = 1GiB\nbudget = 2GiB\n",
@@ -246,6 +252,12 @@ static void test_errors(void) {
             "configuration: [host] chunk = 100KiB: not a multiple of 64KiB");
     refused("[host]\nchunk = 2MiB\nbudget = 1MiB\n",
             "configuration: [host] chunk = 2MiB: larger than the budget of 1MiB");
+    refused("[host]\npreallocate = 2GiB\n",
+            "configuration: [host] preallocate = 2GiB: larger than the budget of 1GiB");
+    refused("[host]\npreallocate = all\n",
+            "f.conf:2: [host] preallocate = all: the value does not begin with a number; accepted: "
+            "auto, "
+            "none, or 64KiB to 64TiB, with a unit: B, KiB, MiB, GiB, TiB");
     refused("[host]\nworker_max = 2GiB\n",
             "configuration: [host] worker_max = 2GiB: larger than the budget of 1GiB");
     refused("[device a]\nworker_max = 2MiB\nbudget = 1MiB\n",

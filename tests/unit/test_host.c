@@ -322,6 +322,22 @@ static void test_refuses_more_than_a_limit(void) {
     CU_ASSERT_TRUE(holds_in_a_child(what_the_kernel_refuses_is_named));
 }
 
+/* Nobody's process, as one that is not root: it has no CAP_IPC_LOCK. */
+static bool locked_memory_is_allowed(void) {
+    struct rlimit limit = {.rlim_cur = MIB, .rlim_max = 8 * MIB};
+    if (setrlimit(RLIMIT_MEMLOCK, &limit) != 0 || (geteuid() == 0 && setuid(65534) != 0)) {
+        return false;
+    }
+    bool raised = kvt_machine_allow_locked("host", 4 * MIB, text) == 0 &&
+                  getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur == 8 * MIB;
+    return raised && kvt_machine_allow_locked("host", 16 * MIB, text) == -KVT_ENOMEM &&
+           strstr(text, "16 MiB") && strstr(text, "8 MiB") && strstr(text, "LimitMEMLOCK");
+}
+
+static void test_locked_memory(void) {
+    CU_ASSERT_TRUE(holds_in_a_child(locked_memory_is_allowed));
+}
+
 /* ---- the arena in this process ----------------------------------------------------------------- */
 
 /* A line of the arena's mapping in /proc/self/smaps that begins with `key`; "": none. */
@@ -504,6 +520,7 @@ int main(void) {
         {"stops with everything waiting", test_stops_with_everything_waiting},
         {"refuses more than the machine has", test_refuses_more_than_the_machine_has},
         {"refuses more than a limit", test_refuses_more_than_a_limit},
+        {"locked memory", test_locked_memory},
         {"huge pages", test_huge_pages},
         {"is neither forked nor dumped", test_is_neither_forked_nor_dumped},
         {"memory files are sealed and private", test_memory_files_are_sealed_and_private},

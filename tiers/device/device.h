@@ -42,7 +42,8 @@ struct kvt_driver_info {
     uint32_t extent_kind;
     uint64_t features; /* KVT_FEATURE_... that a worker must name to use its extents */
     bool post_behind;  /* see issuer.h */
-    bool can_sleep;    /* `wait` may sleep on counters; otherwise the copy thread polls */
+    bool pins_host; /* host_added pins memory, which takes its time: better at start than later */
+    bool can_sleep; /* `wait` may sleep on counters; otherwise the copy thread polls */
 };
 
 /* How another process gets an extent: an fd (owned by the receiver), or a handle. */

@@ -9,11 +9,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/capability.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 /* Never taken: what the daemon itself and its neighbours need to go on. */
@@ -220,5 +222,34 @@ int kvt_machine_check_available(const char *what, uint64_t bytes, char *text) {
     snprintf(text, KVT_TEXT_BYTES,
              "%s: %s more memory wanted, %s free; lower the budgets or free memory", what,
              kvt_size_text(bytes, wanted), kvt_size_text(have, left));
+    return -KVT_ENOMEM;
+}
+
+static bool may_lock_without_limit(void) {
+    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {{0}};
+    return syscall(SYS_capget, &head, data) == 0 &&
+           (data[0].effective & (UINT32_C(1) << CAP_IPC_LOCK)) != 0;
+}
+
+int kvt_machine_allow_locked(const char *what, uint64_t bytes, char *text) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_MEMLOCK, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY ||
+        bytes <= limit.rlim_cur || may_lock_without_limit()) {
+        return 0;
+    }
+    if (bytes <= limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        if (setrlimit(RLIMIT_MEMLOCK, &limit) == 0) {
+            return 0;
+        }
+    }
+    char wanted[KVT_SIZE_TEXT_BYTES];
+    char most[KVT_SIZE_TEXT_BYTES];
+    snprintf(
+        text, KVT_TEXT_BYTES,
+        "%s: %s are to be pinned, and the limit on locked memory (RLIMIT_MEMLOCK) is %s; raise "
+        "LimitMEMLOCK= of the service (ulimit -l), or lower the budget",
+        what, kvt_size_text(bytes, wanted), kvt_size_text(limit.rlim_max, most));
     return -KVT_ENOMEM;
 }

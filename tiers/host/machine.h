@@ -31,6 +31,11 @@ int kvt_machine_check_budget(const char *what, const char *option, enum kvt_mach
 int kvt_machine_check_available(const char *what, uint64_t bytes, char *text)
     __attribute__((warn_unused_result));
 
+/* Raises this process's limit on locked memory so that `bytes` can be pinned. -KVT_ENOMEM with a
+ * sentence in text[KVT_TEXT_BYTES] where the hard limit is lower, and we have no CAP_IPC_LOCK. */
+int kvt_machine_allow_locked(const char *what, uint64_t bytes, char *text)
+    __attribute__((warn_unused_result));
+
 /* "23.5 GiB", "64 KiB", "17 bytes". */
 #define KVT_SIZE_TEXT_BYTES 32
 const char *kvt_size_text(uint64_t bytes, char text[KVT_SIZE_TEXT_BYTES]);

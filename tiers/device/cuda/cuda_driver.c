@@ -237,6 +237,7 @@ static int describe(const struct kvt_driver *d, uint32_t kind, uint64_t granule_
                                      .extent_kind = kind,
                                      .features = KVT_FEATURE_CUDA,
                                      .post_behind = true,
+                                     .pins_host = true,
                                      .can_sleep = false};
     memcpy(info->uuid, uuid.bytes, sizeof(info->uuid));
     return 0;

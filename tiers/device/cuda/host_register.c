@@ -136,7 +136,7 @@ int kvt_host_register(const struct kvt_cuda_api *api, struct kvt_host_map *map, 
         char size[KVT_SIZE_TEXT_BYTES];
         snprintf(text, KVT_TEXT_BYTES,
                  "device cuda: %s of host memory cannot be registered: cuMemHostRegister: %s; "
-                 "lower [host] budget, or raise LimitMEMLOCK of kvtierd",
+                 "lower [host] preallocate or budget, or raise LimitMEMLOCK of kvtierd",
                  kvt_size_text(bytes, size), kvt_cuda_error(api, error, reason));
         return -KVT_ENOMEM;
     }
