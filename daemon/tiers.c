@@ -334,6 +334,26 @@ static void allow_pinning(const struct kvt_tiers *t) {
     }
 }
 
+/* Host memory lies where the devices are, if this machine has several places. */
+static void prefer_near_memory(const struct kvt_tiers *t) {
+    char why[KVT_TEXT_BYTES];
+    uint64_t near = 0;
+    for (uint32_t i = 0; i < t->device_count; i++) {
+        int node = kvt_device_info(t->devices[i].device)->numa_node;
+        near |= node >= 0 && node < 64 ? UINT64_C(1) << node : 0;
+    }
+    near = kvt_machine_nodes_near("", near);
+    if (near == 0) {
+        return;
+    }
+    if (kvt_host_prefer(t->host, near, why) != 0) {
+        kvt_log(KVT_LOG_WARNING, "%s", why);
+    } else {
+        kvt_log(KVT_LOG_INFO, "host memory: preferred near the devices, on NUMA nodes 0x%llx",
+                (unsigned long long)near);
+    }
+}
+
 uint64_t kvt_tiers_keep_bytes(const struct kvt_tiers *t) {
     const struct kvt_config *c = &t->daemon->config;
     if (c->host_preallocate_bytes == 0) {
@@ -379,6 +399,7 @@ int kvt_tiers_start(struct kvt_tiers *t, struct kvt_daemon *d, char *text) {
     }
     if (rc == 0) {
         allow_pinning(t);
+        prefer_near_memory(t);
     }
     return rc;
 }

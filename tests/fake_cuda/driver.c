@@ -16,7 +16,7 @@
  * FAKE_CUDA_MEMORY: bytes of each GPU (1 GiB). FAKE_CUDA_GPUS: how many (1; their UUIDs are 16 times
  * 0xa0 + index). FAKE_CUDA_FAIL_AFTER: the GPU is lost after so many copies. FAKE_CUDA_NO_VALUES: no
  * stream memory operations. FAKE_CUDA_GIB_S: speed of a copy. FAKE_CUDA_PINNED: bytes of host memory
- * that can be registered.
+ * that can be registered. FAKE_CUDA_NODE: the NUMA node near the GPUs (-1).
  */
 #include "tests/fake_cuda/fake_cuda.h"
 
@@ -133,6 +133,8 @@ EXPORT CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, C
         *value = getenv("FAKE_CUDA_NO_VALUES") == NULL;
     } else if (attribute == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT) {
         *value = 2;
+    } else if (attribute == CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID) {
+        *value = (int)fake_setting("FAKE_CUDA_NODE", UINT64_MAX);
     }
     return CUDA_SUCCESS;
 }

@@ -96,6 +96,8 @@ static void test_info(void) {
     CU_ASSERT_EQUAL(info.extent_kind, KVT_EXTENT_FD);
     CU_ASSERT_EQUAL(info.granule_bytes, 2 * MIB);
     CU_ASSERT_TRUE(info.post_behind);
+    CU_ASSERT_TRUE(info.pins_host);
+    CU_ASSERT_EQUAL(info.numa_node, -1);
     CU_ASSERT_FALSE(info.can_sleep);
     memset(uuid, 0xa0, sizeof(uuid));
     CU_ASSERT_EQUAL(memcmp(info.uuid, uuid, sizeof(uuid)), 0);
@@ -109,6 +111,11 @@ static void test_info(void) {
     CU_ASSERT_EQUAL(info.extent_kind, KVT_EXTENT_IPC);
     ops->close(driver);
     unsetenv("FAKE_CUDA_GPUS");
+    setenv("FAKE_CUDA_NODE", "3", 1);
+    open_driver(0);
+    CU_ASSERT_EQUAL(info.numa_node, 3);
+    ops->close(driver);
+    unsetenv("FAKE_CUDA_NODE");
 }
 
 static void expect_refusal(int code, const char *part, struct kvt_driver_config c) {

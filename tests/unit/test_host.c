@@ -502,6 +502,52 @@ static void test_machine_memory(void) {
     CU_ASSERT_EQUAL(look().limit_bytes, KVT_MACHINE_NO_LIMIT);
 }
 
+static void test_nodes_near(void) {
+    const char *folder = getenv("KVT_TEST_DIR");
+    snprintf(root, sizeof(root), "%s/nodes.XXXXXX", folder ? folder : "/tmp");
+    CU_ASSERT_PTR_NOT_NULL_FATAL(mkdtemp(root));
+    CU_ASSERT_EQUAL(kvt_machine_nodes_near(root, 1), 0); /* no such file */
+    static const struct {
+        const char *with_memory;
+        uint64_t near;
+        uint64_t preferred;
+    } cases[] = {
+        {"0\n", 1, 0},             /* one node: no matter */
+        {"0-1\n", 2, 2},           /* the device's */
+        {"0-1\n", 3, 0},           /* devices on both */
+        {"0-1\n", 0, 0},           /* nobody knows */
+        {"0,2-3,5\n", 0x6e, 0x2c}, /* 1 and 6 have none */
+        {"0-1\n", 4, 0},           /* a node without memory */
+        {"0-127\n", 2, 2},
+        {"\n", 1, 0},
+        {"nonsense", 1, 0},
+    };
+    for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        put("/sys/devices/system/node/has_memory", cases[i].with_memory);
+        CU_ASSERT_EQUAL(kvt_machine_nodes_near(root, cases[i].near), cases[i].preferred);
+    }
+}
+
+/* Node 0 is everywhere where the kernel knows of nodes. */
+static void test_memory_is_preferred_on_a_node(void) {
+    start(4 * MIB, 1);
+    int rc = kvt_host_prefer(host, 1, text);
+    if (access("/proc/self/numa_maps", R_OK) == 0) {
+        CU_ASSERT_EQUAL(rc, 0);
+        char line[512] = "";
+        char wanted[32];
+        snprintf(wanted, sizeof(wanted), "%lx ", (unsigned long)(uintptr_t)kvt_host_base(host));
+        FILE *f = fopen("/proc/self/numa_maps", "r");
+        CU_ASSERT_PTR_NOT_NULL_FATAL(f);
+        while (fgets(line, sizeof(line), f) && strncmp(line, wanted, strlen(wanted)) != 0) {}
+        fclose(f);
+        CU_ASSERT_PTR_NOT_NULL(strstr(line, "prefer (many):0"));
+    }
+    CU_ASSERT_EQUAL(kvt_host_grow(host, 0, 4 * MIB), 0);
+    CU_ASSERT_EQUAL(next_event().code, 0);
+    stop();
+}
+
 static void test_sizes_as_text(void) {
     char out[KVT_SIZE_TEXT_BYTES];
     CU_ASSERT_STRING_EQUAL(kvt_size_text(17, out), "17 bytes");
@@ -526,6 +572,8 @@ int main(void) {
         {"memory files are sealed and private", test_memory_files_are_sealed_and_private},
         {"touch answers when there is no memory", test_touch_answers_when_there_is_no_memory},
         {"machine memory", test_machine_memory},
+        {"nodes near", test_nodes_near},
+        {"memory is preferred on a node", test_memory_is_preferred_on_a_node},
         {"sizes as text", test_sizes_as_text},
         CU_TEST_INFO_NULL,
     };

@@ -43,6 +43,7 @@ struct kvt_driver_info {
     uint64_t features; /* KVT_FEATURE_... that a worker must name to use its extents */
     bool post_behind;  /* see issuer.h */
     bool pins_host; /* host_added pins memory, which takes its time: better at start than later */
+    int numa_node;  /* of this machine, nearest to the device; -1: unknown, or no matter */
     bool can_sleep; /* `wait` may sleep on counters; otherwise the copy thread polls */
 };
 

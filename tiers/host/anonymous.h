@@ -15,4 +15,9 @@
 void *kvt_anonymous_map(const char *name, uint64_t bytes, bool huge)
     __attribute__((warn_unused_result));
 
+/* Memory of these NUMA nodes (a bit each) is preferred for what of the mapping is touched from here on.
+ * 0 or -KVT_ESYS with errno set: then it comes from wherever it is touched. */
+int kvt_anonymous_prefer(void *address, uint64_t bytes, uint64_t nodes)
+    __attribute__((warn_unused_result));
+
 #endif

@@ -356,6 +356,15 @@ void kvt_host_free(struct kvt_host *h) {
     free(h);
 }
 
+int kvt_host_prefer(struct kvt_host *h, uint64_t nodes, char *text) {
+    int rc = kvt_anonymous_prefer(h->base, h->reserved_bytes, nodes);
+    if (rc != 0) {
+        snprintf(text, KVT_TEXT_BYTES,
+                 "host: memory near the devices cannot be preferred: mbind: %s", strerror(errno));
+    }
+    return rc;
+}
+
 void *kvt_host_base(const struct kvt_host *h) {
     return h->base;
 }

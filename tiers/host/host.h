@@ -48,6 +48,10 @@ int kvt_host_start(const struct kvt_host_config *c, struct kvt_host **out, char 
 void kvt_host_stop(struct kvt_host *h);
 /* Stops it, too. NULL is allowed. */
 void kvt_host_free(struct kvt_host *h);
+/* Before the first kvt_host_grow: memory of these NUMA nodes (a bit each) is preferred. -KVT_ESYS with a
+ * sentence in text[KVT_TEXT_BYTES]. */
+int kvt_host_prefer(struct kvt_host *h, uint64_t nodes, char *text)
+    __attribute__((warn_unused_result));
 void *kvt_host_base(const struct kvt_host *h);
 
 /* Loop thread; page-aligned ranges that do not overlap one under way. -KVT_EBUSY: queue full. They are

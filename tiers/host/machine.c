@@ -225,6 +225,29 @@ int kvt_machine_check_available(const char *what, uint64_t bytes, char *text) {
     return -KVT_ENOMEM;
 }
 
+/* A list as "0-1,4". */
+static uint64_t nodes_of(const char *list) {
+    uint64_t nodes = 0;
+    char *end = NULL;
+    for (const char *p = list; *p >= '0' && *p <= '9'; p = end + (*end == ',')) {
+        uint64_t first = strtoull(p, &end, 10);
+        uint64_t last = *end == '-' ? strtoull(end + 1, &end, 10) : first;
+        for (uint64_t node = first; node <= last && node < 64; node++) {
+            nodes |= UINT64_C(1) << node;
+        }
+    }
+    return nodes;
+}
+
+uint64_t kvt_machine_nodes_near(const char *root, uint64_t near) {
+    char text[FILE_BYTES];
+    if (!read_file(root, "/sys/devices/system/node", "has_memory", text)) {
+        return 0;
+    }
+    uint64_t all = nodes_of(text);
+    return (all & near) == all ? 0 : all & near;
+}
+
 static bool may_lock_without_limit(void) {
     struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {{0}};

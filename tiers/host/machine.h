@@ -31,6 +31,10 @@ int kvt_machine_check_budget(const char *what, const char *option, enum kvt_mach
 int kvt_machine_check_available(const char *what, uint64_t bytes, char *text)
     __attribute__((warn_unused_result));
 
+/* Of the NUMA nodes `near` (a bit each), those that have memory; 0: none has, or all nodes with memory
+ * are near, so that it makes no difference. `root` as above. */
+uint64_t kvt_machine_nodes_near(const char *root, uint64_t near);
+
 /* Raises this process's limit on locked memory so that `bytes` can be pinned. -KVT_ENOMEM with a
  * sentence in text[KVT_TEXT_BYTES] where the hard limit is lower, and we have no CAP_IPC_LOCK. */
 int kvt_machine_allow_locked(const char *what, uint64_t bytes, char *text)

@@ -88,6 +88,7 @@ static int cpu_open(const struct kvt_driver_config *c, struct kvt_driver **out,
                                      .free_bytes = c->budget_bytes,
                                      .extent_kind = KVT_EXTENT_FD,
                                      .post_behind = false,
+                                     .numa_node = -1,
                                      .can_sleep = true};
     memcpy(info->uuid, c->uuid, sizeof(info->uuid));
     *out = d;

@@ -231,6 +231,11 @@ static int describe(const struct kvt_driver *d, uint32_t kind, uint64_t granule_
     if (error != CUDA_SUCCESS) {
         return refused(d, "cuMemGetInfo", error, text);
     }
+    int node = -1; /* CUDA's word where the system has none */
+    if (d->api->cuDeviceGetAttribute(&node, CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID, d->device) !=
+        CUDA_SUCCESS) {
+        node = -1;
+    }
     *info = (struct kvt_driver_info){.name = "cuda",
                                      .granule_bytes = granule_bytes,
                                      .free_bytes = free_bytes,
@@ -238,6 +243,7 @@ static int describe(const struct kvt_driver *d, uint32_t kind, uint64_t granule_
                                      .features = KVT_FEATURE_CUDA,
                                      .post_behind = true,
                                      .pins_host = true,
+                                     .numa_node = node,
                                      .can_sleep = false};
     memcpy(info->uuid, uuid.bytes, sizeof(info->uuid));
     return 0;
