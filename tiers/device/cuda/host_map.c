@@ -41,12 +41,13 @@ static bool test(const uint64_t *map, uint64_t page) {
     return (__atomic_load_n(&map[page / 64], __ATOMIC_ACQUIRE) >> (page % 64) & 1) != 0;
 }
 
-static void change(uint64_t *map, uint64_t page, bool set) {
-    uint64_t bit = UINT64_C(1) << (page % 64);
+/* Pages of one word. */
+static void change(uint64_t *map, uint64_t page, uint64_t count, bool set) {
+    uint64_t bits = (count == 64 ? UINT64_MAX : (UINT64_C(1) << count) - 1) << (page % 64);
     if (set) {
-        __atomic_fetch_or(&map[page / 64], bit, __ATOMIC_RELEASE);
+        __atomic_fetch_or(&map[page / 64], bits, __ATOMIC_RELEASE);
     } else {
-        __atomic_fetch_and(&map[page / 64], ~bit, __ATOMIC_RELEASE);
+        __atomic_fetch_and(&map[page / 64], ~bits, __ATOMIC_RELEASE);
     }
 }
 
@@ -66,9 +67,13 @@ bool kvt_host_map_none(const struct kvt_host_map *m, uint64_t offset, uint64_t b
 
 void kvt_host_map_set(struct kvt_host_map *m, uint64_t offset, uint64_t bytes, bool there) {
     KVT_ASSERT(kvt_host_map_fits(m, offset, bytes));
-    change(m->begins, offset / KVT_CUDA_PAGE_BYTES, there);
-    for (uint64_t at = 0; at < bytes; at += KVT_CUDA_PAGE_BYTES) {
-        change(m->there, (offset + at) / KVT_CUDA_PAGE_BYTES, there);
+    uint64_t page = offset / KVT_CUDA_PAGE_BYTES;
+    uint64_t end = page + bytes / KVT_CUDA_PAGE_BYTES;
+    change(m->begins, page, 1, there);
+    for (uint64_t count; page < end; page += count) {
+        count = 64 - page % 64;
+        count = count < end - page ? count : end - page;
+        change(m->there, page, count, there);
     }
 }
 
