@@ -41,6 +41,7 @@ static Kvt__Counters *copy_counters(struct kvt_arena *a, const struct kvt_counte
         m->steps_committed = c->steps_committed;
         m->steps_failed = c->steps_failed;
         m->tokens_appended = c->tokens_appended;
+        m->compacted_bytes = c->compacted_bytes;
     }
     return m;
 }

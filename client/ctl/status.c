@@ -197,6 +197,7 @@ static void json_counters(struct kvt_ctl_json *j, const Kvt__Counters *n) {
     kvt_ctl_json_number(j, "from_device_bytes", n->from_device_bytes);
     kvt_ctl_json_number(j, "prefetch_discarded_bytes", n->prefetch_discarded_bytes);
     kvt_ctl_json_number(j, "migrated_bytes", n->migrated_bytes);
+    kvt_ctl_json_number(j, "compacted_bytes", n->compacted_bytes);
     kvt_ctl_json_number(j, "copied_on_write_bytes", n->copied_on_write_bytes);
     kvt_ctl_json_number(j, "steps_committed", n->steps_committed);
     kvt_ctl_json_number(j, "steps_failed", n->steps_failed);

@@ -102,6 +102,7 @@ static void add_stats(struct sim_stats *total, const struct sim_stats *one) {
     total->sessions += one->sessions;
     total->virtual_us += one->virtual_us;
     total->migrated_bytes += one->migrated_bytes;
+    total->compacted_bytes += one->compacted_bytes;
     total->copied_on_write_bytes += one->copied_on_write_bytes;
     total->discarded_bytes += one->discarded_bytes;
     total->steady_steps += one->steady_steps;
@@ -120,12 +121,14 @@ static void print_stats(const struct sim_stats *s) {
            (ull)s->seeds, (ull)s->events, (double)s->virtual_us / 1e6, (ull)s->sessions,
            (ull)s->requests, (ull)s->refused);
     printf("sim: %llu steps committed, %llu schedules failed, %llu moves, %llu copies of %.1f MB, "
-           "%.1f MB checked; %.1f MB migrated, %.1f MB copied on write, %.1f MB of prefetch "
+           "%.1f MB checked; %.1f MB migrated, %.1f MB compacted, %.1f MB copied on write, %.1f MB "
+           "of prefetch "
            "discarded; %llu schedules of steady worlds took the minimum\n",
            (ull)s->steps_committed, (ull)s->steps_failed, (ull)s->moves, (ull)s->copies,
            (double)s->copied_bytes / 1e6, (double)s->checked_bytes / 1e6,
-           (double)s->migrated_bytes / 1e6, (double)s->copied_on_write_bytes / 1e6,
-           (double)s->discarded_bytes / 1e6, (ull)s->steady_steps);
+           (double)s->migrated_bytes / 1e6, (double)s->compacted_bytes / 1e6,
+           (double)s->copied_on_write_bytes / 1e6, (double)s->discarded_bytes / 1e6,
+           (ull)s->steady_steps);
     printf("sim: %llu injected faults:", faults);
     const char *comma = " ";
     for (uint32_t f = 0; f < SIM_FAULT_COUNT; f++) {

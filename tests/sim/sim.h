@@ -351,6 +351,7 @@ struct sim_stats {
     uint64_t sessions;
     uint64_t virtual_us;
     uint64_t migrated_bytes;
+    uint64_t compacted_bytes;
     uint64_t copied_on_write_bytes;
     uint64_t discarded_bytes;
     uint64_t steady_steps;

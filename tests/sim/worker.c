@@ -110,6 +110,7 @@ static void add_counters(struct sim *sim, const struct sim_worker *w) {
     struct kvt_session_info info;
     uint32_t at = w->session;
     if (kvt_engine_session_info(sim->engine, &at, &info) && info.session == w->session) {
+        sim->stats.compacted_bytes += info.counters.compacted_bytes;
         sim->stats.migrated_bytes += info.counters.migrated_bytes;
         sim->stats.copied_on_write_bytes += info.counters.copied_on_write_bytes;
         sim->stats.discarded_bytes += info.counters.prefetch_discarded_bytes;

@@ -147,7 +147,8 @@ static bool layers_are_leaving(const struct kvt_engine *e, const struct session 
     for (uint32_t i = 0; i < e->config.sessions_max; i++) {
         const struct session *s = &e->sessions[i];
         if (may_give(e, s, asking) && s->schedule.phase == PHASE_NONE &&
-            (s->demoting || (s->migration.family != NULL && s->migration.to_host))) {
+            (s->demoting ||
+             (s->migration.family != NULL && (s->migration.to_host || s->migration.compacts)))) {
             return true;
         }
     }
@@ -189,6 +190,20 @@ static int wait_for_memory(struct session *s) {
     return KVT_WAIT;
 }
 
+/* Whether an extent is being emptied: of the session itself, or else of another one. */
+static bool extents_are_emptied(struct kvt_engine *e, struct session *asking) {
+    if (compact_begin(e, asking, asking)) {
+        return true;
+    }
+    for (uint32_t i = 0; i < e->config.sessions_max; i++) {
+        struct session *s = &e->sessions[i];
+        if (s != asking && may_give(e, s, asking) && compact_begin(e, s, asking)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Called when an allocation for `c` has failed with -KVT_EQUOTA. KVT_WAIT: memory is on its way.
  * -KVT_EQUOTA: none can be had; `text` names budget and need. */
 int memory_take(struct kvt_engine *e, struct session *s, struct cache *c, const char *what,
@@ -199,6 +214,9 @@ int memory_take(struct kvt_engine *e, struct session *s, struct cache *c, const 
     }
     if (own_empty_give_back(e, s) || layers_are_leaving(e, s)) {
         return KVT_WAIT;
+    }
+    if (extents_are_emptied(e, s)) {
+        return wait_for_memory(s);
     }
     uint64_t bytes = e->short_bytes;
     bool own = e->short_own;

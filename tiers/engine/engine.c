@@ -241,6 +241,7 @@ static void session_empty(struct kvt_engine *e, struct session *s) {
         schedule_close(e, s, true);
     }
     s->guess.active = false;
+    compact_forget(e, s);
     s->migration = (struct migration){0};
     s->ops.base = s->ops.next;
     s->ops.outstanding = s->ops.guesses = s->ops.migrates = 0;

@@ -203,6 +203,8 @@ struct kvt_counters {
     uint64_t from_device_bytes; /* by write-backs */
     uint64_t prefetch_discarded_bytes;
     uint64_t migrated_bytes; /* residency changes, either direction */
+    uint64_t
+        compacted_bytes; /* moved inside device memory, so that holes become room; by session */
     uint64_t copied_on_write_bytes;
     uint64_t steps_committed;
     uint64_t steps_failed;

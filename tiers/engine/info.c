@@ -66,6 +66,7 @@ void kvt_counters_add(struct kvt_counters *sum, const struct kvt_counters *c) {
     sum->from_device_bytes += c->from_device_bytes;
     sum->prefetch_discarded_bytes += c->prefetch_discarded_bytes;
     sum->migrated_bytes += c->migrated_bytes;
+    sum->compacted_bytes += c->compacted_bytes;
     sum->copied_on_write_bytes += c->copied_on_write_bytes;
     sum->steps_committed += c->steps_committed;
     sum->steps_failed += c->steps_failed;

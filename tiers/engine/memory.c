@@ -154,12 +154,13 @@ void dev_take_from_younger(struct kvt_engine *e, const struct session *s, uint64
     }
 }
 
-static int dev_alloc_live(struct kvt_engine *e, struct session *s, uint64_t bytes,
-                          struct dev_place *out) {
+/* In extents that are empty, or in those that are not, except one. */
+static int dev_alloc_in(struct kvt_engine *e, struct session *s, uint64_t bytes, bool empty,
+                        uint32_t except, struct dev_place *out) {
     for (uint32_t i = 1; i < e->extent_top; i++) {
         struct extent *x = &e->extents[i];
         if (x->state != EXTENT_LIVE || x->session != session_index(e, s) ||
-            x->space.free_bytes < bytes) {
+            x->space.free_bytes < bytes || (x->live_bytes == 0) != empty || x->id == except) {
             continue;
         }
         uint64_t offset;
@@ -173,6 +174,18 @@ static int dev_alloc_live(struct kvt_engine *e, struct session *s, uint64_t byte
         }
     }
     return -KVT_EQUOTA;
+}
+
+static int dev_alloc_live(struct kvt_engine *e, struct session *s, uint64_t bytes,
+                          struct dev_place *out) {
+    int rc = dev_alloc_in(e, s, bytes, false, 0, out);
+    return rc == -KVT_EQUOTA ? dev_alloc_in(e, s, bytes, true, 0, out) : rc;
+}
+
+/* A hole in an extent that is neither empty nor `except`. -KVT_EQUOTA: there is none so large. */
+int dev_alloc_hole(struct kvt_engine *e, struct session *s, uint64_t bytes, uint32_t except,
+                   struct dev_place *out) {
+    return dev_alloc_in(e, s, round_up(bytes, KVT_ALIGN_BYTES), false, except, out);
 }
 
 /* Gives back empty extents of the session itself, none of which is large enough: their budget is. A
@@ -233,7 +246,8 @@ int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct de
     const struct kvt_engine_device *config = &e->devices[s->device].config;
     uint64_t small = round_up(bytes, config->granule_bytes);
     uint64_t packed = round_up(config->extent_bytes, config->granule_bytes);
-    uint64_t want = small > packed / 2 ? small : packed;
+    uint64_t want =
+        small > packed / 2 ? small : packed / small * small; /* no rest that fits nothing */
     uint64_t available = dev_available(e, s);
     if (want > available) {
         want = small;

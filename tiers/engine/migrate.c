@@ -271,6 +271,7 @@ static void migration_end(struct kvt_engine *e, struct session *s, bool flip) {
     }
     moved_forget(m->family);
     s->give_backs_left = GIVE_BACKS_MAX; /* there are fewer layers each time: it ends */
+    s->compact_failed = false;           /* there are more holes */
     e->devices[s->device].changed_ms = e->now_ms;
     e->epoch++;
     *m = (struct migration){0};
@@ -314,7 +315,7 @@ static void early_progress(struct kvt_engine *e, struct session *s) {
 }
 
 /* What a waiting STEP has gathered, and the prefetch, do not outlive a change of residency. */
-static void family_quiet(struct kvt_engine *e, struct session *s, const struct family *f) {
+void family_quiet(struct kvt_engine *e, struct session *s, const struct family *f) {
     struct cache *c;
     for (uint32_t at = 0; (c = family_cache(e, f, &at)) != NULL;) {
         settle_undo(e, c);
@@ -339,6 +340,10 @@ void migrate_progress(struct kvt_engine *e, struct session *s) {
     if (s->ops.outstanding > 0) {
         return; /* a discarded prefetch may still read what will be freed */
     }
+    if (m->compacts) {
+        compact_progress(e, s);
+        return;
+    }
     memory_pass_begin(e, s);
     int rc =
         m->to_host ? host_places(e, s, m->family, m->layer) : gpu_places(e, s, m->family, m->layer);
@@ -356,25 +361,37 @@ void migrate_progress(struct kvt_engine *e, struct session *s) {
     }
 }
 
+static void migrated(struct session *s, const struct family *f, uint64_t bytes,
+                     const struct kvt_engine *e) {
+    s->counters.migrated_bytes += bytes;
+    uint32_t at = 0;
+    struct cache *c = family_cache(e, f, &at);
+    if (c != NULL) {
+        c->counters.migrated_bytes += bytes;
+    }
+}
+
 void migrate_completion(struct kvt_engine *e, struct session *s, struct op_record *r) {
     struct migration *m = &s->migration;
+    bool done = r->status == KVT_DONE;
     KVT_ASSERT(s->ops.migrates > 0);
     s->ops.migrates--;
     if (m->family == NULL) {
         return;
     }
-    if (r->status == KVT_DONE) {
-        s->counters.migrated_bytes += r->bytes;
-        uint32_t at = 0;
-        struct cache *c = family_cache(e, m->family, &at);
-        if (c != NULL) {
-            c->counters.migrated_bytes += r->bytes;
+    if (m->compacts) {
+        s->counters.compacted_bytes += done ? r->bytes : 0;
+        compact_end(e, s, done);
+    } else {
+        migrated(s, m->family, done ? r->bytes : 0, e);
+        if (m->submitted) {
+            migration_end(e, s, done);
+        } else if (!done) {
+            moved_forget(m->family);
         }
     }
-    if (m->submitted) {
-        migration_end(e, s, r->status == KVT_DONE);
-    } else if (r->status != KVT_DONE) {
-        moved_forget(m->family);
+    if (done && m->family == NULL && others_gather(e, s)) {
+        (void)compact_begin(e, s, NULL); /* what has left may have left holes, which help nobody */
     }
 }
 

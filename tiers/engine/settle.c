@@ -276,7 +276,7 @@ static int settle_once(struct kvt_engine *e, struct session *s, struct step_plan
 }
 
 /* Whether another session waits for memory of the same device. */
-static bool others_gather(const struct kvt_engine *e, const struct session *s) {
+bool others_gather(const struct kvt_engine *e, const struct session *s) {
     for (uint32_t i = 0; i < e->config.sessions_max; i++) {
         const struct session *other = &e->sessions[i];
         if (other != s && other->in_use && !other->hung && other->device == s->device &&
@@ -314,6 +314,7 @@ int step_request(struct kvt_engine *e, struct session *s, struct pending *p, cha
     KVT_ASSERT(s->schedule.phase == PHASE_NONE);
     if (!p->started) {
         s->demote_failed = false;
+        s->compact_failed = false;
     }
     int rc = settle_promotion(e, s, c->family, !p->started);
     if (rc != KVT_READY) {

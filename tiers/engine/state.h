@@ -79,7 +79,8 @@ struct extent {
     bool sent;      /* the worker may have mapped it */
     uint64_t bytes;
     uint64_t live_bytes;
-    uint64_t since_ms; /* when its worker was asked to unmap it */
+    uint64_t movable_bytes; /* of these; used inside one call of compact_begin */
+    uint64_t since_ms;      /* when its worker was asked to unmap it */
     struct kvt_ranges space;
 };
 
@@ -336,6 +337,15 @@ struct pending {
 };
 
 /* A family's layer on its way between device and host. */
+/* A place of a group that compaction moves. */
+struct move {
+    struct dev_place *place; /* in the group's */
+    struct dev_place target;
+    uint64_t bytes;
+    const struct group *group;
+    uint32_t layer;
+};
+
 struct migration {
     struct family *family; /* NULL: none */
     uint32_t layer;
@@ -343,6 +353,10 @@ struct migration {
     bool early;           /* to the host, while a schedule is open: full blocks go first */
     bool early_submitted; /* or could not be */
     bool submitted;       /* the rest; the layer flips when it is complete */
+    bool compacts;        /* no layer, but what lies in an extent, which becomes empty */
+    uint64_t need_bytes;  /* that its session lacks; 0: it is for another one */
+    struct move *moves;
+    uint32_t move_count;
 };
 
 struct session {
@@ -375,6 +389,7 @@ struct session {
     struct migration migration;
     bool demoting;            /* idle: another session wants its memory */
     bool demote_failed;       /* and it could not be done; tried again after its next step */
+    bool compact_failed;      /* likewise */
     uint32_t give_backs_left; /* of its own empty extents, in one request */
     bool settling;            /* a request has begun to gather memory: empty extents stay */
     uint32_t cache_count;
@@ -465,6 +480,8 @@ bool dev_hoped_for(const struct kvt_engine *e, const struct session *s);
 void dev_take_from_younger(struct kvt_engine *e, const struct session *s, uint64_t since_ms);
 bool own_empty_give_back(struct kvt_engine *e, struct session *s);
 int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct dev_place *out);
+int dev_alloc_hole(struct kvt_engine *e, struct session *s, uint64_t bytes, uint32_t except,
+                   struct dev_place *out);
 void dev_take(struct kvt_engine *e, struct dev_place place, uint64_t bytes);
 void dev_free(struct kvt_engine *e, struct dev_place place, uint64_t bytes);
 uint64_t dev_available(const struct kvt_engine *e, const struct session *s);
@@ -602,6 +619,15 @@ int promote_layer(struct kvt_engine *e, struct session *s, struct family *f);
 bool promote_is_due(const struct kvt_engine *e, const struct session *s, const struct family *f);
 void migrate_completion(struct kvt_engine *e, struct session *s, struct op_record *r);
 void migrate_progress(struct kvt_engine *e, struct session *s);
+void family_quiet(struct kvt_engine *e, struct session *s, const struct family *f);
+
+bool others_gather(const struct kvt_engine *e, const struct session *s); /* settle.c */
+
+/* ---- compact.c ------------------------------------------------------------------------------------------------ */
+bool compact_begin(struct kvt_engine *e, struct session *s, const struct session *asking);
+void compact_progress(struct kvt_engine *e, struct session *s);
+void compact_end(struct kvt_engine *e, struct session *s, bool moved);
+void compact_forget(struct kvt_engine *e, struct session *s);
 
 /* ---- admit.c: where memory is taken from -------------------------------------------------------------------- */
 int memory_take(struct kvt_engine *e, struct session *s, struct cache *c, const char *what,
