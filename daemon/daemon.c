@@ -226,6 +226,21 @@ static void find_front(struct kvt_daemon *d) {
     (void)snprintf(path + used, KVT_CONFIG_TEXT_BYTES - used, "kvtierd-front");
 }
 
+static void announce_device(const struct kvt_daemon *d, uint32_t device) {
+    const struct kvt_config_device *c = &d->config.devices[device];
+    uint64_t free_bytes = kvt_device_info(d->tiers.devices[device].device)->free_bytes;
+    char budget[KVT_UNIT_TEXT_BYTES];
+    char left[KVT_UNIT_TEXT_BYTES];
+    kvt_log(KVT_LOG_INFO, "device %s: %s, budget %s", c->name, kvt_config_driver_name(c),
+            kvt_size_exact(c->budget_bytes, budget));
+    if (free_bytes < c->budget_bytes) {
+        kvt_log(KVT_LOG_WARNING,
+                "device %s: %s of its memory are free, less than its budget: other processes have "
+                "the rest, maybe workers of a daemon before; caches get what is there",
+                c->name, kvt_size_about(free_bytes, left));
+    }
+}
+
 static void front_ready(void *context) {
     struct kvt_daemon *d = context;
     char host[KVT_UNIT_TEXT_BYTES];
@@ -240,10 +255,7 @@ static void front_ready(void *context) {
     }
     d->announced = true;
     for (uint32_t i = 0; i < d->config.device_count; i++) {
-        char budget[KVT_UNIT_TEXT_BYTES];
-        kvt_log(KVT_LOG_INFO, "device %s: %s, budget %s", d->config.devices[i].name,
-                kvt_config_driver_name(&d->config.devices[i]),
-                kvt_size_exact(d->config.devices[i].budget_bytes, budget));
+        announce_device(d, i);
     }
     kvt_log(KVT_LOG_INFO, "ready: kvtierd %s, pid %ld, serves %s; host budget %s", KVT_VERSION,
             (long)getpid(), d->config.runtime_dir,

@@ -13,7 +13,7 @@
  *   - fd imports have a size, and mapping more of it fails
  * Every error is what the real one would answer; misuse that the real one leaves undefined aborts.
  *
- * FAKE_CUDA_MEMORY: bytes of each GPU (1 GiB). FAKE_CUDA_GPUS: how many (1; their UUIDs are 16 times
+ * FAKE_CUDA_MEMORY: bytes of each GPU (1 GiB). FAKE_CUDA_TAKEN: of these, by other processes (0). FAKE_CUDA_GPUS: how many (1; their UUIDs are 16 times
  * 0xa0 + index). FAKE_CUDA_FAIL_AFTER: the GPU is lost after so many copies. FAKE_CUDA_NO_VALUES: no
  * stream memory operations. FAKE_CUDA_GIB_S: speed of a copy. FAKE_CUDA_PINNED: bytes of host memory
  * that can be registered. FAKE_CUDA_NODE: the NUMA node near the GPUs (-1).
@@ -207,8 +207,16 @@ struct range {
 };
 static struct range ranges[RANGES_MAX];
 static uint32_t ranges_top;
+<<<<<<< HEAD
 static uint64_t used_bytes;
 static uint64_t registered_bytes; /* lock */
+=======
+static uint64_t used_bytes; /* by this process */
+
+static uint64_t taken_bytes(void) {
+    return fake_setting("FAKE_CUDA_TAKEN", 0);
+}
+>>>>>>> 810a196 (A device whose memory others have in part: said at start, tested with a GPU that is played)
 
 static struct range *find(uint64_t address) {
     for (uint32_t i = 0; i < ranges_top; i++) {
@@ -282,7 +290,7 @@ static uint8_t *map(int fd, uint64_t bytes) {
 static CUresult reserve(uint64_t bytes) {
     size_t total;
     (void)cuDeviceTotalMem(&total, 0);
-    if (__atomic_add_fetch(&used_bytes, bytes, __ATOMIC_SEQ_CST) > total) {
+    if (__atomic_add_fetch(&used_bytes, bytes, __ATOMIC_SEQ_CST) > total - taken_bytes()) {
         (void)__atomic_sub_fetch(&used_bytes, bytes, __ATOMIC_SEQ_CST);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -292,7 +300,7 @@ static CUresult reserve(uint64_t bytes) {
 EXPORT CUresult cuMemGetInfo(size_t *left, size_t *total) {
     NEED_CONTEXT();
     (void)cuDeviceTotalMem(total, 0);
-    *left = *total - __atomic_load_n(&used_bytes, __ATOMIC_SEQ_CST);
+    *left = *total - taken_bytes() - __atomic_load_n(&used_bytes, __ATOMIC_SEQ_CST);
     return CUDA_SUCCESS;
 }
 

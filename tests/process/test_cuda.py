@@ -196,3 +196,13 @@ def test_nothing_is_pinned_before_it_is_needed():
         context.synth(daemon, *harness.SMALL, "--mode", "offloaded", "--prompt", 300, "--tokens", 10)
         harness.wait_until(lambda: used() == 0, "what was needed is given back")
         assert not daemon.has_line("preallocated")
+
+
+def test_the_gpu_has_less_than_the_budget():
+    """As beside workers of a daemon before, which pin what they had: it is said, and caches get what is there."""
+    context = harness.Context(fake=True).also(FAKE_CUDA_MEMORY=str(80 << 20), FAKE_CUDA_TAKEN=str(56 << 20))
+    with context.daemon(device=64 << 20) as daemon:
+        assert "device gpu0: 24.0 MiB of its memory are free, less than its budget" in daemon.log()
+        result = context.synth(daemon, *harness.WIDE, "--mode", "dynamic", "--prompt", 2500, "--chunk", 500,
+                               "--tokens", 20)
+        assert {"R", "S"} == set(result["layers"]) and result["bytes_checked"] > 0
