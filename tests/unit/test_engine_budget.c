@@ -65,11 +65,86 @@ static void test_device_refusal_names_budget_and_need(void) {
     CU_ASSERT_EQUAL(kvth_device_used(&h), 0);
     o = kvth_options(KVT_MODE_OFFLOADED, 1);
     o.piece_tokens = 8 * KVTH_BLOCK;
-    REFUSED(kvth_ask(&h, &r), KVT_EQUOTA, "create: device memory", "32768 bytes more", "65536");
+    REFUSED(kvth_ask(&h, &r), KVT_EQUOTA, "create: device memory", "98304 bytes more", "65536");
     CU_ASSERT_EQUAL(kvth_device_used(&h), 0);
     CU_ASSERT_EQUAL(kvth_host_used(&h), 0);
     kvth_leave(&h, s);
     kvth_stop(&h);
+}
+
+/* A cache is created and steps; returns the budget that the refusal names, 0: there was none. */
+static uint64_t budget_wanted(const struct kvth_config *c, uint32_t kind, uint32_t mode,
+                              uint32_t tokens, bool beside, bool host) {
+    uint64_t wanted = 0;
+    kvth_start(&h, c);
+    uint32_t s = kvth_attach(&h, kind, 0);
+    struct kvth_cache *other = beside ? create(s, 2, KVT_MODE_STATIC, 1) : NULL;
+    uint64_t before = kvth_device_used(&h);
+    struct kvt_layout layout = kvth_layout(LAYERS - 1);
+    struct kvt_cache_options o = kvth_options(mode, 2);
+    struct kvt_request r = {
+        .kind = KVT_REQUEST_CREATE, .session = s, .layout = &layout, .options = &o};
+    const struct kvth_answer *a = kvth_ask(&h, &r);
+    if (a->code == 0 && tokens > 0) {
+        struct kvth_cache *d = kvth_adopt(&h, s, a->cache, &layout, 2);
+        a = step(d, tokens);
+    }
+    if (a->code != 0) {
+        const char *raise =
+            strstr(a->text, host ? "raise [host] budget to " : "raise the device's budget to ");
+        char in_use[64];
+        (void)snprintf(in_use, sizeof(in_use), "(%llu by this worker)",
+                       (unsigned long long)(host ? 0 : before));
+        REFUSED(a, KVT_EQUOTA, in_use);
+        CU_ASSERT_EQUAL(strstr(a->text, "close a cache") != NULL, beside);
+        CU_ASSERT_PTR_NOT_NULL_FATAL(raise);
+        wanted = strtoull(strstr(raise, "to ") + 3, NULL, 10);
+    }
+    (void)other;
+    kvth_leave(&h, s);
+    kvth_stop(&h);
+    return wanted;
+}
+
+/* What the request had gathered itself is not in use, and the budget that is named suffices. */
+static void test_the_budget_that_is_named_suffices(void) {
+    static const struct {
+        uint32_t kind, mode, tokens;
+        bool beside, host;
+    } cases[] = {
+        {KVT_WORKER_SEGMENT, KVT_MODE_STATIC, 0, false, false},
+        {KVT_WORKER_SEGMENT, KVT_MODE_STATIC, 0, true, false},
+        {KVT_WORKER_SEGMENT, KVT_MODE_OFFLOADED, 0, true, false},
+        {KVT_WORKER_SEGMENT, KVT_MODE_OFFLOADED_STATIC, 0, false, false},
+        {KVT_WORKER_SEGMENT, KVT_MODE_OFFLOADED, 3000, false, true},
+        {KVT_WORKER_DENSE, KVT_MODE_STATIC, 0, true, false},
+        {KVT_WORKER_DENSE, KVT_MODE_DYNAMIC, 3000, false, false},
+        {KVT_WORKER_DENSE, KVT_MODE_DYNAMIC, 3000, true, false},
+        {KVT_WORKER_DENSE, KVT_MODE_OFFLOADED, 3000, false, false},
+        {KVT_WORKER_DENSE, KVT_MODE_OFFLOADED_STATIC, 0, false, true},
+    };
+    for (uint32_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        for (uint32_t packed = 0; packed < 2; packed++) {
+            uint32_t tokens = cases[i].tokens;
+            struct kvth_config c = {.extent_bytes = packed ? 64u << 10 : 4096,
+                                    .piece_bytes = 8 * KVTH_LAYER_BLOCK};
+            uint64_t *budget = cases[i].host ? &c.host_budget_bytes : &c.device_budget_bytes;
+            *budget = cases[i].host ? 64u << 10 : cases[i].beside ? 64u << 10 : 32u << 10;
+            (void)snprintf(kvth_what, sizeof(kvth_what), "case %u, packed %u", i, packed);
+            uint64_t wanted = budget_wanted(&c, cases[i].kind, cases[i].mode, tokens,
+                                            cases[i].beside, cases[i].host);
+            CU_ASSERT_TRUE(wanted > *budget);
+            *budget = cases[i].host ? (wanted + 65535) / 65536 * 65536 : wanted;
+            wanted = budget_wanted(&c, cases[i].kind, cases[i].mode, tokens, cases[i].beside,
+                                   cases[i].host);
+            if (wanted != 0) {
+                (void)fprintf(stderr, "\n%s: with %llu it wants %llu\n", kvth_what,
+                              (unsigned long long)*budget, (unsigned long long)wanted);
+            }
+            CU_ASSERT_EQUAL(wanted, 0);
+        }
+    }
+    kvth_what[0] = 0;
 }
 
 static void test_host_refusal_names_budget_and_need(void) {
@@ -79,7 +154,7 @@ static void test_host_refusal_names_budget_and_need(void) {
     struct kvth_cache *a = create(s, LAYERS, KVT_MODE_OFFLOADED, 1);
     kvth_step(&h, a, 1000, 1);
     uint64_t bytes = info_of(a).host_bytes;
-    REFUSED(step(a, 2000), KVT_EQUOTA, "step: host memory", "4096 bytes more", "131072",
+    REFUSED(step(a, 2000), KVT_EQUOTA, "step: host memory", "131072 bytes more", "131072",
             "raise [host] budget");
     CU_ASSERT_EQUAL(info_of(a).host_bytes, bytes); /* nothing has changed */
     kvth_check_tables(&h);
@@ -692,6 +767,7 @@ static void test_evict_stopped(void) {
 int main(void) {
     CU_TestInfo tests[] = {
         {"a device refusal names budget and need", test_device_refusal_names_budget_and_need},
+        {"the budget that is named suffices", test_the_budget_that_is_named_suffices},
         {"a host refusal names budget and need", test_host_refusal_names_budget_and_need},
         {"all that is missing is asked for at once", test_all_that_is_missing_is_asked_for_at_once},
         {"slow memory is waited for", test_slow_memory_is_waited_for},

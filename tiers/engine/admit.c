@@ -155,33 +155,10 @@ static bool layers_are_leaving(const struct kvt_engine *e, const struct session 
     return false;
 }
 
-static void say_why(const struct kvt_engine *e, const struct session *s, const struct cache *c,
-                    const char *what, char *text) {
-    bool host = e->short_tier == KVT_TIER_HOST;
-    const struct device *d = &e->devices[s->device];
-    uint64_t used = host ? e->host.used_bytes : d->used_bytes;
-    uint64_t own = host ? s->host_bytes : s->device_bytes;
-    uint64_t budget = host ? e->config.host_budget_bytes : d->config.budget_bytes;
-    uint64_t own_max = host ? e->config.host_worker_max_bytes : d->config.worker_max_bytes;
-    const char *tail = host                                 ? " or shorten the context"
-                       : c->family->mode == KVT_MODE_STATIC ? ", or use an offloaded mode"
-                                                            : ", or take fewer rows or tokens";
-    if (e->short_own) {
-        kvt_text_format(text, KVT_TEXT_BYTES,
-                        "%s: %s memory: %llu bytes more are needed, and this worker holds %llu of "
-                        "the %llu that one worker may; raise [%s] worker_max, close a cache%s",
-                        what, host ? "host" : "device", (unsigned long long)e->short_bytes,
-                        (unsigned long long)own, (unsigned long long)own_max,
-                        host ? "host" : "device NAME", tail);
-        return;
-    }
-    kvt_text_format(text, KVT_TEXT_BYTES,
-                    "%s: %s memory: %llu bytes more are needed, %llu of the budget of %llu are in "
-                    "use (%llu by this worker)%s; raise %s budget, close a cache%s",
-                    what, host ? "host" : "device", (unsigned long long)e->short_bytes,
-                    (unsigned long long)used, (unsigned long long)budget, (unsigned long long)own,
-                    host ? "" : " and none can be moved to the host",
-                    host ? "[host]" : "the device's", tail);
+/* No memory is to be had: refuse.c says why, when the request has been undone. */
+static int refuse(struct kvt_engine *e) {
+    e->refused = true;
+    return -KVT_EQUOTA;
 }
 
 /* Memory is on its way: what the session has gathered meanwhile may be given back for another size. */
@@ -204,13 +181,11 @@ static bool extents_are_emptied(struct kvt_engine *e, struct session *asking) {
     return false;
 }
 
-/* Called when an allocation for `c` has failed with -KVT_EQUOTA. KVT_WAIT: memory is on its way.
- * -KVT_EQUOTA: none can be had; `text` names budget and need. */
-int memory_take(struct kvt_engine *e, struct session *s, struct cache *c, const char *what,
-                char *text) {
+/* Called when an allocation for `s` has failed with -KVT_EQUOTA. KVT_WAIT: memory is on its way.
+ * -KVT_EQUOTA: none can be had. */
+int memory_take(struct kvt_engine *e, struct session *s) {
     if (e->short_tier == KVT_TIER_HOST) {
-        say_why(e, s, c, what, text);
-        return -KVT_EQUOTA;
+        return refuse(e);
     }
     if (own_empty_give_back(e, s) || layers_are_leaving(e, s)) {
         return KVT_WAIT;
@@ -250,6 +225,5 @@ int memory_take(struct kvt_engine *e, struct session *s, struct cache *c, const 
     if (somebody_was_asked(e, s) || dev_hoped_for(e, s)) {
         return KVT_WAIT; /* until the request's deadline */
     }
-    say_why(e, s, c, what, text);
-    return -KVT_EQUOTA;
+    return refuse(e);
 }

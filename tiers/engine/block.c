@@ -12,7 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GROUP_BLOCKS_MAX    32u
 #define ENTRIES_PER_BLOCK   8u         /* of row tables, in the daemon */
 #define SESSION_ENTRIES_MAX (2u << 20) /* 512 Mi tokens of rows, with blocks of 256 */
 
@@ -163,6 +162,16 @@ static int group_create(struct kvt_engine *e, struct family *f, uint32_t blocks,
     return KVT_READY;
 }
 
+/* One without memory. */
+void family_free(struct family *f) {
+    free(f->spare);
+    free(f->layers);
+    free(f->bytes);
+    free(f->resident);
+    free(f->priority);
+    free(f);
+}
+
 void family_unref(struct kvt_engine *e, struct family *f) {
     KVT_ASSERT(f->refs > 0);
     if (--f->refs > 0) {
@@ -174,12 +183,7 @@ void family_unref(struct kvt_engine *e, struct family *f) {
     }
     KVT_ASSERT(f->host_bytes == 0);
     KVT_ASSERT(f->gpu_bytes == 0);
-    free(f->spare);
-    free(f->layers);
-    free(f->bytes);
-    free(f->resident);
-    free(f->priority);
-    free(f);
+    family_free(f);
 }
 
 /* ---- blocks ---------------------------------------------------------------------------------------- */
@@ -228,9 +232,9 @@ static void row_close_group(struct kvt_engine *e, struct row *r) {
 
 /* How many blocks a row gets at once: what it needs now, and otherwise a quarter of what it took for
  * itself before. They lie next to each other, so that a prompt's blocks cross the link in long copies. */
-static uint32_t group_blocks(uint32_t taken, uint32_t needed) {
+uint32_t group_blocks(uint32_t taken, uint32_t needed) {
     uint32_t n = taken / 4 > needed ? taken / 4 : needed;
-    return n < 1 ? 1 : n < GROUP_BLOCKS_MAX ? n : GROUP_BLOCKS_MAX;
+    return n < 1 ? 1 : n < KVT_GROUP_BLOCKS_MAX ? n : KVT_GROUP_BLOCKS_MAX;
 }
 
 /* `needed`: blocks that the row needs now, this one included. */
@@ -287,7 +291,7 @@ int spare_fill(struct kvt_engine *e, struct cache *c, uint64_t blocks) {
     }
     f->spare = grown;
     while (blocks > 0) {
-        uint32_t n = blocks < GROUP_BLOCKS_MAX ? (uint32_t)blocks : GROUP_BLOCKS_MAX;
+        uint32_t n = blocks < KVT_GROUP_BLOCKS_MAX ? (uint32_t)blocks : KVT_GROUP_BLOCKS_MAX;
         struct group *g;
         int rc = group_create(e, f, n, &g);
         if (rc == -KVT_EQUOTA && n > 1) {

@@ -228,7 +228,7 @@ static struct cache *cache_blank(struct family *f, uint32_t session, uint32_t ro
     return c;
 }
 
-static void cache_free(struct kvt_engine *e, struct cache *c) {
+void cache_unmake(struct kvt_engine *e, struct cache *c) {
     for (uint32_t i = 0; i < c->row_count; i++) {
         row_clear(e, c, &c->rows[i]);
     }
@@ -236,6 +236,13 @@ static void cache_free(struct kvt_engine *e, struct cache *c) {
     family_unref(e, c->family);
     free(c->rows);
     free(c);
+}
+
+/* Of a static cache: one more a row than it has tokens for, for a copied tail beside the old one. */
+uint64_t spare_blocks(const struct kvt_engine *e, const struct cache *c) {
+    uint64_t blocks =
+        ((uint64_t)c->tokens_max + e->config.block_tokens - 1) / e->config.block_tokens;
+    return c->row_count * (blocks + 1);
 }
 
 /* All memory that CREATE promises: slots, and everything of a static cache. */
@@ -254,21 +261,15 @@ static int create_memory(struct kvt_engine *e, struct session *s, struct cache *
         int rc = c->planes == NULL ? -KVT_ENOMEM : planes_alloc(e, c->planes);
         result = rc != KVT_READY ? rc : result;
     }
-    if (result >= 0 && f->is_static) { /* one more a row, for a copied tail beside the old one */
-        uint64_t blocks =
-            ((uint64_t)c->tokens_max + e->config.block_tokens - 1) / e->config.block_tokens;
-        int rc = spare_fill(e, c, c->row_count * (blocks + 1));
+    if (result >= 0 && f->is_static) {
+        int rc = spare_fill(e, c, spare_blocks(e, c));
         result = rc != KVT_READY ? rc : result;
     }
     return result;
 }
 
-int cache_create(struct kvt_engine *e, struct session *s, const struct kvt_request *r,
-                 struct cache **out, char *text) {
-    int rc = create_check(s, r, text);
-    if (rc != 0) {
-        return rc;
-    }
+int cache_make(const struct kvt_engine *e, const struct session *s, const struct kvt_request *r,
+               struct cache **out) {
     const struct kvt_cache_options *o = r->options;
     struct family *f =
         family_create(r->layout, o, session_index(e, s), s->worker_kind == KVT_WORKER_DENSE);
@@ -282,8 +283,7 @@ int cache_create(struct kvt_engine *e, struct session *s, const struct kvt_reque
     }
     struct cache *c = cache_blank(f, session_index(e, s), o->rows);
     if (c == NULL) {
-        f->refs = 1;
-        family_unref(e, f);
+        family_free(f);
         return -KVT_ENOMEM;
     }
     c->tokens_max = o->tokens_max;
@@ -295,6 +295,18 @@ int cache_create(struct kvt_engine *e, struct session *s, const struct kvt_reque
         uint32_t bt = e->config.block_tokens;
         c->capacity = (o->tokens_max + bt - 1) / bt * bt;
     }
+    *out = c;
+    return 0;
+}
+
+int cache_create(struct kvt_engine *e, struct session *s, const struct kvt_request *r,
+                 struct cache **out, char *text) {
+    struct cache *c;
+    int rc = create_check(s, r, text);
+    rc = rc == 0 ? cache_make(e, s, r, &c) : rc;
+    if (rc != 0) {
+        return rc;
+    }
     rc = create_memory(e, s, c);
     if (rc == KVT_READY) {
         rc = cache_enter(e, c);
@@ -305,12 +317,12 @@ int cache_create(struct kvt_engine *e, struct session *s, const struct kvt_reque
             c->planes->owner = c->id;
         }
     } else if (rc == -KVT_EQUOTA) {
-        rc = memory_take(e, s, c, "create", text);
+        rc = memory_take(e, s);
     } else if (rc == -KVT_EBUSY) {
         blocks_full_text(e, s, "create", text);
     }
     if (rc != KVT_READY) {
-        cache_free(e, c);
+        cache_unmake(e, c);
         return rc;
     }
     *out = c;
@@ -324,7 +336,7 @@ void cache_destroy(struct kvt_engine *e, struct cache *c) {
     e->caches[c->id & 0xffff] = NULL;
     KVT_ASSERT(s->cache_count > 0);
     s->cache_count--;
-    cache_free(e, c);
+    cache_unmake(e, c);
     if (!s->hung) {
         slots_shrink(e, s);
     }
@@ -451,7 +463,7 @@ static int cache_fork(struct kvt_engine *e, struct session *s, struct cache *c, 
         rc = cache_enter(e, fork);
     }
     if (rc != 0) {
-        cache_free(e, fork);
+        cache_unmake(e, fork);
         return rc;
     }
     fork->capacity = c->capacity;

@@ -215,6 +215,7 @@ void queue_progress(struct kvt_engine *e, struct session *s) {
         char text[KVT_TEXT_BYTES] = "";
         uint64_t epoch = e->epoch; /* what happens from here on is a reason to try again */
         int rc = -KVT_ENOENT;
+        e->refused = false;
         if (p->request.kind == KVT_REQUEST_CREATE ||
             cache_find(e, p->request.session, p->request.cache) != NULL) {
             rc = carry_out(e, s, p, text);
@@ -229,6 +230,9 @@ void queue_progress(struct kvt_engine *e, struct session *s) {
             p->epoch = epoch;
             i++;
             continue;
+        }
+        if (rc == -KVT_EQUOTA && e->refused) {
+            refuse_text(e, s, p, text);
         }
         if (rc < 0) {
             answer_error(e, session_index(e, s), p->request.tag, rc, "%s",

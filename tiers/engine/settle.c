@@ -335,7 +335,7 @@ int step_request(struct kvt_engine *e, struct session *s, struct pending *p, cha
             rc = settle_once(e, s, &plan, 1, &capacity);
         }
         if (rc == -KVT_EQUOTA) {
-            rc = memory_take(e, s, c, "step", text);
+            rc = memory_take(e, s);
         } else if (rc == -KVT_EBUSY) {
             blocks_full_text(e, s, "step", text);
         } else if (rc == -KVT_ESTATE) {

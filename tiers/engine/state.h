@@ -56,6 +56,8 @@ static inline bool mode_is_offloaded(uint32_t mode) {
     return mode == KVT_MODE_OFFLOADED || mode == KVT_MODE_OFFLOADED_STATIC;
 }
 
+#define KVT_GROUP_BLOCKS_MAX 32u /* of blocks that are allocated together */
+
 #define KVT_NOWHERE     UINT64_MAX /* a host offset that is none */
 #define KVT_ALIGN_BYTES 256        /* of every place: a GPU's copies and loads like it */
 
@@ -424,6 +426,7 @@ struct kvt_engine {
     uint32_t wanted_count; /* families with demote_wanted */
     uint32_t short_tier;   /* of the last -KVT_EQUOTA: enum kvt_tier_id, and what was wanted */
     uint64_t short_bytes;
+    bool refused;              /* memory_take found none: the request's text is to be made */
     bool short_own;            /* the session's own limit, not the budget, was short */
     struct kvt_counters ended; /* of sessions that are gone */
     struct device devices[KVT_DEVICES_MAX];
@@ -502,6 +505,7 @@ uint32_t session_index(const struct kvt_engine *e, const struct session *s);
 /* ---- block.c: families, groups, tables ---------------------------------------------------------------- */
 struct family *family_create(const struct kvt_layout *layout, const struct kvt_cache_options *o,
                              uint32_t session, bool dense);
+void family_free(struct family *f);
 void family_unref(struct kvt_engine *e, struct family *f);
 uint64_t group_layer_bytes(const struct kvt_engine *e, const struct family *f, uint32_t blocks,
                            uint32_t layer);
@@ -515,6 +519,7 @@ void blocks_full_text(const struct kvt_engine *e, const struct session *s, const
                       char *text);
 void block_ref(struct block *b);
 void block_unref(struct kvt_engine *e, struct block *b);
+uint32_t group_blocks(uint32_t taken, uint32_t needed);
 int spare_fill(struct kvt_engine *e, struct cache *c, uint64_t blocks);
 uint64_t block_host_k(const struct kvt_engine *e, const struct block *b, uint32_t layer);
 uint64_t block_host_v(const struct kvt_engine *e, const struct block *b, uint32_t layer);
@@ -530,6 +535,11 @@ int cache_create(struct kvt_engine *e, struct session *s, const struct kvt_reque
 void cache_destroy(struct kvt_engine *e, struct cache *c);
 int cache_edit(struct kvt_engine *e, struct session *s, const struct kvt_request *r,
                struct cache **result, char *text);
+/* A cache of the request's options that has no memory and is in no table. */
+int cache_make(const struct kvt_engine *e, const struct session *s, const struct kvt_request *r,
+               struct cache **out);
+void cache_unmake(struct kvt_engine *e, struct cache *c);
+uint64_t spare_blocks(const struct kvt_engine *e, const struct cache *c);
 void planes_unref(struct kvt_engine *e, struct planes *p);
 int planes_alloc(struct kvt_engine *e, struct planes *p);
 bool planes_reuse(const struct cache *c);
@@ -630,10 +640,12 @@ void compact_end(struct kvt_engine *e, struct session *s, bool moved);
 void compact_forget(struct kvt_engine *e, struct session *s);
 
 /* ---- admit.c: where memory is taken from -------------------------------------------------------------------- */
-int memory_take(struct kvt_engine *e, struct session *s, struct cache *c, const char *what,
-                char *text);
+int memory_take(struct kvt_engine *e, struct session *s);
 void demote_progress(struct kvt_engine *e, struct session *s);
 struct family *session_family(const struct kvt_engine *e, const struct session *s, uint32_t *at);
+
+/* ---- refuse.c: what a request says that gets no memory ------------------------------------------------------- */
+void refuse_text(struct kvt_engine *e, struct session *s, const struct pending *p, char *text);
 
 /* ---- plan.c --------------------------------------------------------------------------------------------------- */
 uint32_t resident_layers_most(uint32_t mode, uint32_t layer_count, uint32_t resident_layers_max);
