@@ -97,16 +97,19 @@ static int say_hello(struct kvt_client *c, const struct kvt_client_options *o) {
 }
 
 static int refused(struct kvt_client *c, struct kvt_attach_refuse *r) {
+    static const char said[] = "attach: "; /* by the daemon, as it is here */
     int code = r->code >= 1 && r->code <= KVT_ESYS ? -(int)r->code : -KVT_EPROTO;
     r->text[sizeof r->text - 1] = '\0';
+    const char *text = r->text;
+    text += strncmp(text, said, sizeof said - 1) == 0 ? sizeof said - 1 : 0;
     if (code == -KVT_EVERSION) {
         return kvt_client_fail(
             c, code,
             "attach: refused: %s (this library speaks protocol %d.%d, the daemon "
             "%u.%u)",
-            r->text, KVT_PROTOCOL_MAJOR, KVT_PROTOCOL_MINOR, r->protocol_major, r->protocol_minor);
+            text, KVT_PROTOCOL_MAJOR, KVT_PROTOCOL_MINOR, r->protocol_major, r->protocol_minor);
     }
-    return kvt_client_fail(c, code, "attach: refused: %s", r->text);
+    return kvt_client_fail(c, code, "attach: refused: %s", text);
 }
 
 static int check_welcome(struct kvt_client *c, struct kvt_attach_welcome *w) {
