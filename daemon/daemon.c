@@ -231,8 +231,10 @@ static void announce_device(const struct kvt_daemon *d, uint32_t device) {
     uint64_t free_bytes = kvt_device_info(d->tiers.devices[device].device)->free_bytes;
     char budget[KVT_UNIT_TEXT_BYTES];
     char left[KVT_UNIT_TEXT_BYTES];
-    kvt_log(KVT_LOG_INFO, "device %s: %s, budget %s", c->name, kvt_config_driver_name(c),
-            kvt_size_exact(c->budget_bytes, budget));
+    char uuid[KVT_UUID_TEXT_BYTES];
+    kvt_log(KVT_LOG_INFO, "device %s: %s, budget %s, uuid %s", c->name, kvt_config_driver_name(c),
+            kvt_size_exact(c->budget_bytes, budget),
+            kvt_uuid_text(kvt_device_info(d->tiers.devices[device].device)->uuid, uuid));
     if (free_bytes < c->budget_bytes) {
         kvt_log(KVT_LOG_WARNING,
                 "device %s: %s of its memory are free, less than its budget: other processes have "

@@ -58,9 +58,10 @@ static const struct kvt_session *visible(const struct kvt_session *asker, uint32
     return s != NULL && may_see(asker, s) ? s : NULL;
 }
 
-/* `link`: NULL for the host. */
+/* `link` and `uuid`: NULL for the host. */
 static bool add_tier(struct kvt_arena *a, Kvt__StatusReply *r, const char *name,
-                     const struct kvt_tier_info *info, const struct kvt_link *link) {
+                     const struct kvt_tier_info *info, const struct kvt_link *link,
+                     const uint8_t *uuid) {
     Kvt__Tier *m = kvt_arena_alloc(a, sizeof(*m));
     if (m == NULL) {
         return false;
@@ -73,6 +74,10 @@ static bool add_tier(struct kvt_arena *a, Kvt__StatusReply *r, const char *name,
     m->pinned_by_dead_bytes = info->pinned_dead_bytes;
     m->link_to_bytes_per_s = link != NULL ? link->to_bytes_per_s : 0;
     m->link_from_bytes_per_s = link != NULL ? link->from_bytes_per_s : 0;
+    if (uuid != NULL) {
+        m->uuid.data = (uint8_t *)uuid; /* only packed */
+        m->uuid.len = KVT_UUID_BYTES;
+    }
     r->tiers[r->n_tiers++] = m;
     return m->name != NULL;
 }
@@ -87,12 +92,13 @@ static bool report_tiers(struct kvt_daemon *d, Kvt__StatusReply *r) {
     for (uint32_t i = 0; i < d->tiers.device_count; i++) {
         kvt_engine_device_info(d->engine, i, &info);
         kvt_device_link(d->tiers.devices[i].device, &link);
-        if (!add_tier(&d->arena, r, d->config.devices[i].name, &info, &link)) {
+        const uint8_t *uuid = kvt_device_info(d->tiers.devices[i].device)->uuid;
+        if (!add_tier(&d->arena, r, d->config.devices[i].name, &info, &link, uuid)) {
             return false;
         }
     }
     kvt_engine_host_info(d->engine, &info);
-    return add_tier(&d->arena, r, "host", &info, NULL);
+    return add_tier(&d->arena, r, "host", &info, NULL, NULL);
 }
 
 static const char *state_name(const struct kvt_session *s, uint32_t state) {

@@ -109,41 +109,6 @@ const char *kvt_count_parse(const char *text, uint64_t *count) {
     return NULL;
 }
 
-static int hex_digit(char c) {
-    if (is_digit(c)) {
-        return c - '0';
-    }
-    if (c >= 'a' && c <= 'f') {
-        return c - 'a' + 10;
-    }
-    if (c >= 'A' && c <= 'F') {
-        return c - 'A' + 10;
-    }
-    return -1;
-}
-
-const char *kvt_uuid_parse(const char *text, uint8_t uuid[KVT_UUID_BYTES]) {
-    uint8_t value[KVT_UUID_BYTES] = {0};
-    unsigned count = 0;
-    const char *p = strncmp(text, "GPU-", 4) == 0 ? text + 4 : text;
-    for (; *p != '\0'; p++) {
-        if (*p == '-') {
-            continue;
-        }
-        int digit = hex_digit(*p);
-        if (digit < 0 || count == 2 * KVT_UUID_BYTES) {
-            return "is not an identity of 32 hexadecimal digits";
-        }
-        value[count / 2] = (uint8_t)(value[count / 2] << 4 | digit);
-        count++;
-    }
-    if (count != 2 * KVT_UUID_BYTES) {
-        return "is not an identity of 32 hexadecimal digits";
-    }
-    memcpy(uuid, value, KVT_UUID_BYTES);
-    return NULL;
-}
-
 static const char *exact_text(uint64_t value, const struct unit *units, char *text) {
     int i = 0;
     while (i < UNITS - 1 && (value == 0 || value % units[i].factor != 0)) {

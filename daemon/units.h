@@ -1,10 +1,10 @@
-/* Numbers as people write them: sizes ("64MiB", "1.5GiB"), durations ("500ms", "2s") and 16-byte
- * identities ("0f6c...", with or without dashes). Pure; any thread.
+/* Numbers as people write them: sizes ("64MiB", "1.5GiB"), durations ("500ms", "2s"). Pure; any
+ * thread. Identities: proto/uuid.h.
  */
 #ifndef KVT_DAEMON_UNITS_H
 #define KVT_DAEMON_UNITS_H
 
-#include "proto/limits.h"
+#include "proto/uuid.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -15,7 +15,6 @@ const char *kvt_size_parse(const char *text, uint64_t *bytes);
 /* Units us, ms, s, min, h. */
 const char *kvt_duration_parse(const char *text, uint64_t *us);
 const char *kvt_count_parse(const char *text, uint64_t *count);
-const char *kvt_uuid_parse(const char *text, uint8_t uuid[KVT_UUID_BYTES]);
 
 /* The shortest exact text: "64MiB", "100B". text has room for 32 bytes. Returns text. */
 const char *kvt_size_exact(uint64_t bytes, char *text);

@@ -1,6 +1,7 @@
 /* kvtierctl status, workers, caches. Lists come in parts, each asked for by its offset. */
 #include "client/ctl/ctl.h"
 #include "client/ctl/text.h"
+#include "proto/uuid.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -128,6 +129,27 @@ static void print_tiers(const struct look *l) {
     kvt_ctl_table_print(&t, stdout);
 }
 
+/* NULL: a tier without one. */
+static const char *tier_uuid(const Kvt__Tier *tier, char *text) {
+    return tier->uuid.len == KVT_UUID_BYTES ? kvt_uuid_text(tier->uuid.data, text) : NULL;
+}
+
+/* How a worker names a device: shown where there is a choice. */
+static void print_uuids(const struct look *l) {
+    const Kvt__Tier *tier;
+    char uuid[KVT_UUID_TEXT_BYTES];
+    char name[64];
+    size_t devices = 0;
+    FOR_EACH(l, tiers, tier) {
+        devices += tier_uuid(tier, uuid) != NULL;
+    }
+    FOR_EACH(l, tiers, tier) {
+        if (devices > 1 && tier_uuid(tier, uuid) != NULL) {
+            (void)printf("uuid of %s: %s\n", kvt_ctl_clean(tier->name, name, sizeof name), uuid);
+        }
+    }
+}
+
 static void print_workers(const struct look *l) {
     struct kvt_ctl_table t = {.headers = {">SESSION", "NAME", ">PID", ">UID", "KIND", "DEVICE",
                                           "STATE", ">CACHES", ">ON DEVICE", ">ON HOST", ">IDLE",
@@ -207,10 +229,14 @@ static void json_counters(struct kvt_ctl_json *j, const Kvt__Counters *n) {
 
 static void json_tiers(struct kvt_ctl_json *j, const struct look *l) {
     const Kvt__Tier *t;
+    char uuid[KVT_UUID_TEXT_BYTES];
     kvt_ctl_json_begin(j, "tiers", '[');
     FOR_EACH(l, tiers, t) {
         kvt_ctl_json_begin(j, NULL, '{');
         kvt_ctl_json_string(j, "name", t->name);
+        if (tier_uuid(t, uuid) != NULL) {
+            kvt_ctl_json_string(j, "uuid", uuid);
+        }
         kvt_ctl_json_number(j, "budget_bytes", t->budget_bytes);
         kvt_ctl_json_number(j, "used_bytes", t->used_bytes);
         kvt_ctl_json_number(j, "live_bytes", t->live_bytes);
@@ -312,6 +338,7 @@ static void show_tables(const struct look *l, unsigned lists) {
         print_summary(l->replies[0]->status);
         (void)fputc('\n', stdout);
         print_tiers(l);
+        print_uuids(l);
     }
     if ((lists & WORKERS) != 0) {
         (void)fputs(all ? "\n" : "", stdout);

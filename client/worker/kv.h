@@ -94,6 +94,7 @@ __attribute__((warn_unused_result)) int run_kv_local_open(struct run_kv **out,
 /* How the daemon shall keep a cache; as in kvtier.h's kvt_cache_create_options. */
 struct run_kv_kvtier_options {
     const char *runtime_dir;    /* NULL: the default */
+    const uint8_t *device;      /* 16 bytes; NULL: the daemon's first */
     int mode;                   /* KVT_DYNAMIC ... */
     uint32_t piece_tokens;      /* 0: the daemon chooses */
     int64_t resident_layers;    /* -1: as the mode says */

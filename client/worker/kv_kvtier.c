@@ -285,6 +285,7 @@ int run_kv_kvtier_open(struct run_kv **out, const struct run_kv_shape *shape,
     if (rc == 0) {
         const struct kvt_attach_options attach = {
             .runtime_dir = options->runtime_dir,
+            .device = options->device,
             .worker = KVT_SEGMENT,
             .name = options->worker,
         };

@@ -157,6 +157,7 @@ static int open_kvtier(struct program *p, const struct run_kv_shape *shape) {
     snprintf(text, 64, "%s", o->random ? o->random : slash ? slash + 1 : o->model);
     const struct run_kv_kvtier_options kvtier = {
         .runtime_dir = o->runtime_dir,
+        .device = o->has_device ? o->device : NULL,
         .mode = mode_of(o->mode),
         .piece_tokens = o->piece_tokens,
         .resident_layers = o->resident_layers,

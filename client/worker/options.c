@@ -15,7 +15,7 @@
 #include "proto/errors.h"
 #include "proto/limits.h"
 
-enum kind { HEADING, FLAG, TEXT, TEXTS, U32, U64, I64, REAL, CHOICE };
+enum kind { HEADING, FLAG, TEXT, TEXTS, U32, U64, I64, REAL, CHOICE, UUID };
 
 struct option {
     const char *name;
@@ -64,6 +64,8 @@ static const struct option table[] = {
     {NULL, HEADING, NULL, 0, 0, 0, NULL, "K and V"},
     {"--runtime-dir", TEXT, "DIR", AT(runtime_dir), 0, 0, NULL,
      "of kvtierd; default: $KVTIER_RUNTIME_DIR or /run/kvtierd"},
+    {"--device", UUID, "UUID", AT(device), 0, 0, NULL,
+     "the daemon's device to work on; kvtierctl status lists them; default: its first"},
     {"--name", TEXT, "TEXT", AT(name), 0, 0, NULL, "what kvtierctl calls this worker"},
     {"--mode", CHOICE, "dynamic|static|offloaded|offloaded-static", AT(mode), 0, 0, "dynamic",
      "how the daemon keeps them"},
@@ -88,6 +90,11 @@ static int wrong(const struct option *o, const char *value, char *err, size_t er
     if (o->kind == CHOICE)
         return kvt_fail(-KVT_EINVAL, err, err_size, "%s %s: is none of %s", o->name, value,
                         o->value);
+    if (o->kind == UUID)
+        return kvt_fail(-KVT_EINVAL, err, err_size,
+                        "%s %s: is not an identity of 32 hexadecimal digits, with or without "
+                        "dashes",
+                        o->name, value);
     if (o->kind == U64)
         return kvt_fail(-KVT_EINVAL, err, err_size, "%s %s: is not a whole number", o->name, value);
     return kvt_fail(-KVT_EINVAL, err, err_size, "%s %s: is not a %snumber from %.0f to %.0f",
@@ -127,6 +134,11 @@ static int set(struct kvt_options *options, const struct option *o, const char *
         texts->items[texts->count++] = value;
         return 0;
     }
+    case UUID:
+        if (kvt_uuid_parse(value, at) != NULL)
+            return wrong(o, value, err, err_size);
+        options->has_device = true;
+        return 0;
     case REAL: {
         double number = strtod(value, &end);
         if (end == value || *end || errno || !(number >= o->least && number <= o->most))

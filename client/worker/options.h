@@ -6,6 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "proto/uuid.h"
+
 #define KVT_PROMPTS_MAX 64
 
 struct kvt_texts {
@@ -39,6 +41,8 @@ struct kvt_options {
     bool local;
     const char *runtime_dir;
     const char *name;
+    bool has_device;
+    uint8_t device[KVT_UUID_BYTES];
     const char *mode;
     uint32_t piece_tokens; /* 0: the holder of K and V chooses */
     int64_t resident_layers;

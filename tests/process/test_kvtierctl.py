@@ -61,6 +61,32 @@ def test_status_of_nothing(daemon):
     assert not re.search(r" $", done.stdout, re.M)
 
 
+def test_devices_are_named(daemon):
+    """What status, the log and --json say of a device is what --device takes."""
+    assert "uuid" not in ctl("status", daemon=daemon).stdout  # one device: there is no choice
+    with Daemon(sets={"device.cpu1.budget": "8MiB"}) as two:
+        tiers = json.loads(ctl("status", "--json", daemon=two).stdout)["tiers"]
+        uuids = {tier["name"]: tier.get("uuid") for tier in tiers}
+        assert set(uuids) == {"cpu0", "cpu1", "host"} and uuids["host"] is None
+        text = ctl("status", daemon=two).stdout
+        for name in ("cpu0", "cpu1"):
+            assert f"uuid of {name}: {uuids[name]}\n" in text
+            assert f"uuid {uuids[name]}" in "\n".join(l for l in two.lines if f"device {name}: cpu" in l)
+        with Held(two, "--device", uuids["cpu1"].upper()):
+            (worker,) = json.loads(ctl("workers", "--json", daemon=two).stdout)["workers"]
+            assert worker["device"] == "cpu1"
+        run = [program("kvtier-run"), "--runtime-dir", two.runtime_dir, "--random", "tiny",
+               "--prompt-tokens", "8", "-n", "2", "--device"]
+        done = subprocess.run([*run, uuids["cpu1"]], capture_output=True, text=True, check=False,
+                              timeout=60 * SLOWER)
+        assert done.returncode == 0, done.stderr
+        assert ctl("status", "--json", daemon=two).returncode == 0
+        done = subprocess.run([*run, "0" * 31 + "1"], capture_output=True, text=True, check=False,
+                              timeout=60 * SLOWER)
+        assert done.returncode == 1 and "no device of this daemon has that identity" in done.stderr
+        assert done.stderr.count("attach: ") == 1, done.stderr
+
+
 def test_tables(daemon):
     with Held(daemon, "--mode", "offloaded", "--resident", "1", "--name", "a\033[31mb", "--rows", "2") as worker:
         status = ctl("status", daemon=daemon).stdout

@@ -38,7 +38,7 @@ SCHEMA = {
                "offset": (4, "uint")},
     "Tier": {"name": (1, "string"), "budget_bytes": (2, "uint"), "used_bytes": (3, "uint"),
              "pinned_by_dead_bytes": (4, "uint"), "link_to_bytes_per_s": (5, "uint"),
-             "link_from_bytes_per_s": (6, "uint"), "live_bytes": (7, "uint")},
+             "link_from_bytes_per_s": (6, "uint"), "live_bytes": (7, "uint"), "uuid": (8, "bytes")},
     "Counters": {"to_device_bytes": (1, "uint"), "from_device_bytes": (2, "uint"),
                  "prefetch_discarded_bytes": (3, "uint"), "migrated_bytes": (4, "uint"),
                  "copied_on_write_bytes": (5, "uint"), "steps_committed": (6, "uint"),

@@ -1,6 +1,7 @@
 #include "client/worker/synthetic/options.h"
 
 #include "client/kvtier.h"
+#include "proto/uuid.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -199,26 +200,10 @@ static int parse_shared(struct kvt_synth_options *o, const char *value) {
     return -1;
 }
 
-/* Dashes are skipped, wherever they stand. */
 static int parse_uuid(struct kvt_synth_options *o, const char *value) {
-    static const char digits[] = "0123456789abcdef";
-    uint8_t device[sizeof o->device] = {0};
-    size_t count = 0;
-    for (const char *p = value; *p != '\0'; p++) {
-        const char *digit = strchr(digits, *p >= 'A' && *p <= 'F' ? *p - 'A' + 'a' : *p);
-        if (*p == '-') {
-            continue;
-        }
-        if (digit == NULL || count == 2 * sizeof device) {
-            return mistake("device", value, "32 hexadecimal digits are, with or without dashes");
-        }
-        device[count / 2] = (uint8_t)(device[count / 2] << 4 | (digit - digits));
-        count++;
-    }
-    if (count != 2 * sizeof device) {
+    if (kvt_uuid_parse(value, o->device) != NULL) {
         return mistake("device", value, "32 hexadecimal digits are, with or without dashes");
     }
-    memcpy(o->device, device, sizeof device);
     o->has_device = true;
     return -1;
 }
