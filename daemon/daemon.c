@@ -163,18 +163,18 @@ static int set_process(struct kvt_daemon *d) {
     return 0;
 }
 
-static int find_admin_group(struct kvt_daemon *d) {
-    d->admin_group = (gid_t)-1;
-    if (d->config.admin_group[0] == '\0') {
+static int find_admin_group(const struct kvt_config *c, gid_t *out, char *text) {
+    *out = (gid_t)-1;
+    if (c->admin_group[0] == '\0') {
         return 0;
     }
-    const struct group *group = getgrnam(d->config.admin_group);
+    const struct group *group = getgrnam(c->admin_group);
     if (group == NULL) {
-        kvt_log(KVT_LOG_ERROR, "[daemon] admin_group = %s: there is no such group",
-                d->config.admin_group);
+        (void)snprintf(text, KVT_CONFIG_ERROR_BYTES,
+                       "[daemon] admin_group = %s: there is no such group", c->admin_group);
         return -KVT_ECONFIG;
     }
-    d->admin_group = group->gr_gid;
+    *out = group->gr_gid;
     return 0;
 }
 
@@ -288,11 +288,13 @@ static int start_front(struct kvt_daemon *d) {
 static int start(struct kvt_daemon *d) {
     char text[KVT_CONFIG_ERROR_BYTES] = "";
     int rc = set_process(d);
-    rc = rc != 0 ? rc : find_admin_group(d);
     if (rc != 0) {
         return rc;
     }
-    rc = kvt_runtime_open(&d->config, &d->runtime, text);
+    rc = find_admin_group(&d->config, &d->admin_group, text);
+    if (rc == 0) {
+        rc = kvt_runtime_open(&d->config, &d->runtime, text);
+    }
     if (rc == 0) {
         rc = kvt_loop_init(&d->loop);
     }
@@ -340,6 +342,24 @@ static void take_down(struct kvt_daemon *d) {
         (void)close(d->signal_fd);
     }
     kvt_runtime_close(&d->runtime);
+}
+
+int kvt_daemon_check(struct kvt_daemon *d) {
+    char text[KVT_CONFIG_ERROR_BYTES] = "";
+    gid_t group;
+    int rc = find_admin_group(&d->config, &group, text);
+    rc = rc == 0 ? kvt_runtime_check(&d->config, text) : rc;
+    rc = rc == 0 ? kvt_tiers_check(&d->config, text) : rc;
+    find_front(d);
+    if (rc == 0 && access(d->config.front_program, X_OK) != 0) {
+        (void)snprintf(text, sizeof(text), "%s: cannot be started: %s; see [daemon] front_program",
+                       d->config.front_program, strerror(errno));
+        rc = -KVT_ECONFIG;
+    }
+    if (rc != 0) {
+        kvt_log(KVT_LOG_ERROR, "%s", text);
+    }
+    return rc;
 }
 
 int kvt_daemon_run(struct kvt_daemon *d) {

@@ -58,6 +58,9 @@ struct kvt_daemon {
     int exit_status;
 };
 
+/* What a start would find wrong with the configuration, as far as that is seen without making or opening
+ * anything; logged. `d` is zeroed but for its config. */
+int kvt_daemon_check(struct kvt_daemon *d);
 /* Starts everything, serves until it is told to stop, and takes everything down. `d` is zeroed but
  * for its config. Returns the exit status; errors were logged. */
 int kvt_daemon_run(struct kvt_daemon *d);

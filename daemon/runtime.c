@@ -51,6 +51,24 @@ static bool has_parent(const char *dir) {
     return stat(parent, &status) == 0 && S_ISDIR(status.st_mode);
 }
 
+/* What is there is a directory, and nobody else may write to it. */
+static int check_directory(const char *dir, const struct stat *status, char *text) {
+    if (!S_ISDIR(status->st_mode)) {
+        (void)snprintf(text, KVT_CONFIG_ERROR_BYTES,
+                       "[daemon] runtime_dir = %s: not a directory; choose another", dir);
+        return -KVT_ECONFIG;
+    }
+    if ((status->st_mode & 022) != 0 || (status->st_uid != geteuid() && status->st_uid != 0)) {
+        (void)snprintf(text, KVT_CONFIG_ERROR_BYTES,
+                       "[daemon] runtime_dir = %s: others may write to it (mode %04o, owner %u), "
+                       "and could put sockets of their own there; chmod 0750, and let the "
+                       "daemon's user own it",
+                       dir, (unsigned)status->st_mode & 07777, (unsigned)status->st_uid);
+        return -KVT_ECONFIG;
+    }
+    return 0;
+}
+
 static int open_directory(const char *dir, gid_t group, char *text) {
     bool made = mkdir(dir, 0750) == 0;
     if (!made && errno == ENOENT && has_parent(dir)) {
@@ -70,20 +88,7 @@ static int open_directory(const char *dir, gid_t group, char *text) {
     if (stat(dir, &status) != 0) {
         return system_error(text, dir, "be looked at");
     }
-    if (!S_ISDIR(status.st_mode)) {
-        (void)snprintf(text, KVT_CONFIG_ERROR_BYTES,
-                       "[daemon] runtime_dir = %s: not a directory; choose another", dir);
-        return -KVT_ECONFIG;
-    }
-    if ((status.st_mode & 022) != 0 || (status.st_uid != geteuid() && status.st_uid != 0)) {
-        (void)snprintf(text, KVT_CONFIG_ERROR_BYTES,
-                       "[daemon] runtime_dir = %s: others may write to it (mode %04o, owner %u), "
-                       "and could put sockets of their own there; chmod 0750, and let the "
-                       "daemon's user own it",
-                       dir, (unsigned)status.st_mode & 07777, (unsigned)status.st_uid);
-        return -KVT_ECONFIG;
-    }
-    return 0;
+    return check_directory(dir, &status, text);
 }
 
 /* The pid of the process that holds the lock, by the kernel's word; 0: unknown. */
@@ -178,6 +183,24 @@ static int find_group(const struct kvt_config *c, gid_t *out, char *text) {
     }
     *out = group->gr_gid;
     return 0;
+}
+
+int kvt_runtime_check(const struct kvt_config *c, char *text) {
+    char path[KVT_SOCKET_PATH_BYTES];
+    gid_t group;
+    struct stat status;
+    int rc = make_path(c->runtime_dir, "attach.sock", path, text);
+    rc = rc == 0 ? find_group(c, &group, text) : rc;
+    if (rc != 0) {
+        return rc;
+    }
+    if (stat(c->runtime_dir, &status) == 0) {
+        return check_directory(c->runtime_dir, &status, text);
+    }
+    if (errno == ENOENT && has_parent(c->runtime_dir)) {
+        return 0; /* start makes it */
+    }
+    return system_error(text, c->runtime_dir, "be made");
 }
 
 int kvt_runtime_open(const struct kvt_config *c, struct kvt_runtime *out, char *text) {

@@ -23,6 +23,8 @@ struct kvt_runtime {
  * -KVT_ESYS: the text[KVT_CONFIG_ERROR_BYTES] says what to do. */
 int kvt_runtime_open(const struct kvt_config *c, struct kvt_runtime *out, char *text)
     __attribute__((warn_unused_result));
+/* What kvt_runtime_open finds wrong, as far as that is seen without making anything. */
+int kvt_runtime_check(const struct kvt_config *c, char *text) __attribute__((warn_unused_result));
 /* Removes the sockets; the lock file stays, since removing it would race with the next daemon. */
 void kvt_runtime_close(struct kvt_runtime *r);
 

@@ -215,6 +215,12 @@ static void timer_fired(void *context, uint64_t now_ms) {
 
 /* ---- start and stop -------------------------------------------------------------------------------- */
 
+static const uint8_t no_uuid[KVT_UUID_BYTES];
+
+static bool is_cpu(const struct kvt_config_device *d) {
+    return strcmp(kvt_config_driver_name(d), "cpu") == 0;
+}
+
 /* The budgets that are ordinary memory of this machine fit into it together. */
 static int check_machine(const struct kvt_config *c, char *text) {
     uint64_t machine = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
@@ -230,7 +236,7 @@ static int check_machine(const struct kvt_config *c, char *text) {
     }
     for (uint32_t i = 0; i < c->device_count; i++) {
         const struct kvt_config_device *d = &c->devices[i];
-        if (strcmp(kvt_config_driver_name(d), "cpu") != 0) {
+        if (!is_cpu(d)) {
             continue;
         }
         sum += d->budget_bytes;
@@ -257,6 +263,21 @@ static void uuid_from_name(const char *name, uint8_t uuid[KVT_UUID_BYTES]) {
     }
 }
 
+/* What the configuration says; all zero: the driver chooses. */
+static void uuid_wanted(const struct kvt_config_device *d, uint8_t uuid[KVT_UUID_BYTES]) {
+    memcpy(uuid, d->uuid, KVT_UUID_BYTES);
+    if (is_cpu(d) && memcmp(d->uuid, no_uuid, sizeof(no_uuid)) == 0) {
+        uuid_from_name(d->name, uuid);
+    }
+}
+
+static int same_uuid(const struct kvt_config_device *a, const struct kvt_config_device *b,
+                     char *text) {
+    (void)snprintf(text, KVT_CONFIG_ERROR_BYTES, "[device %s]: has the same uuid as [device %s]",
+                   a->name, b->name);
+    return -KVT_ECONFIG;
+}
+
 static int start_device(struct kvt_tiers *t, uint32_t index, const char *plugin_dir, char *text) {
     const struct kvt_config *c = &t->daemon->config;
     const struct kvt_config_device *d = &c->devices[index];
@@ -275,11 +296,7 @@ static int start_device(struct kvt_tiers *t, uint32_t index, const char *plugin_
         .spin_us = (uint32_t)d->spin_us,
         .notify_fd = t->notify_fd,
     };
-    static const uint8_t none[KVT_UUID_BYTES];
-    memcpy(config.driver.uuid, d->uuid, KVT_UUID_BYTES);
-    if (strcmp(kvt_config_driver_name(d), "cpu") == 0 && memcmp(d->uuid, none, sizeof(none)) == 0) {
-        uuid_from_name(d->name, config.driver.uuid);
-    }
+    uuid_wanted(d, config.driver.uuid);
     int rc = kvt_driver_find(kvt_config_driver_name(d), plugin_dir, &config.ops, why);
     if (rc == 0) {
         rc = kvt_device_start(&config, &t->devices[index].device, why);
@@ -292,10 +309,7 @@ static int start_device(struct kvt_tiers *t, uint32_t index, const char *plugin_
     const uint8_t *uuid = kvt_device_info(t->devices[index].device)->uuid;
     for (uint32_t i = 0; i < index; i++) {
         if (memcmp(kvt_device_info(t->devices[i].device)->uuid, uuid, KVT_UUID_BYTES) == 0) {
-            (void)snprintf(text, KVT_CONFIG_ERROR_BYTES,
-                           "[device %s]: has the same uuid as [device %s]", d->name,
-                           c->devices[i].name);
-            return -KVT_ECONFIG;
+            return same_uuid(d, &c->devices[i], text);
         }
     }
     return 0;
@@ -360,6 +374,29 @@ uint64_t kvt_tiers_keep_bytes(const struct kvt_tiers *t) {
         return pins_host(t) ? c->host_budget_bytes : 0;
     }
     return c->host_preallocate_bytes == KVT_SIZE_NONE ? 0 : c->host_preallocate_bytes;
+}
+
+int kvt_tiers_check(const struct kvt_config *c, char *text) {
+    char why[KVT_TEXT_BYTES] = "";
+    char plugins[KVT_CONFIG_TEXT_BYTES + 32];
+    uint8_t uuids[KVT_DEVICES_MAX][KVT_UUID_BYTES];
+    int rc = check_machine(c, text);
+    for (uint32_t i = 0; i < c->device_count && rc == 0; i++) {
+        const struct kvt_config_device *d = &c->devices[i];
+        const struct kvt_driver_ops *ops;
+        rc = kvt_driver_find(kvt_config_driver_name(d), plugin_dir(c, plugins, sizeof(plugins)),
+                             &ops, why);
+        if (rc != 0) {
+            (void)snprintf(text, KVT_CONFIG_ERROR_BYTES, "[device %s]: %s", d->name, why);
+        }
+        uuid_wanted(d, uuids[i]);
+        for (uint32_t k = 0; k < i && rc == 0; k++) {
+            if (memcmp(uuids[k], uuids[i], KVT_UUID_BYTES) == 0) {
+                rc = same_uuid(d, &c->devices[k], text);
+            }
+        }
+    }
+    return rc;
 }
 
 int kvt_tiers_start(struct kvt_tiers *t, struct kvt_daemon *d, char *text) {

@@ -8,6 +8,7 @@
 #include "tiers/device/device.h"
 #include "tiers/host/host.h"
 
+struct kvt_config;
 struct kvt_daemon;
 struct kvt_queued_command; /* that a device's full queue has not taken yet */
 struct kvt_host_range;     /* that the host's full queue has not taken yet */
@@ -56,6 +57,9 @@ struct kvt_tiers {
     uint32_t sessions_draining;        /* closed on a device, not yet drained */
 };
 
+/* What kvt_tiers_start finds wrong, as far as that is seen without a device: budgets, identities,
+ * plug-ins. */
+int kvt_tiers_check(const struct kvt_config *c, char *text) __attribute__((warn_unused_result));
 /* Starts host arena and devices. 0 or a negative code with text[KVT_CONFIG_ERROR_BYTES]. */
 int kvt_tiers_start(struct kvt_tiers *t, struct kvt_daemon *d, char *text)
     __attribute__((warn_unused_result));

@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 import subprocess
+import tempfile
 import time
 
 import pytest
@@ -306,6 +307,44 @@ def test_help_version_print_check(tmp_path):
     assert run("--config", str(path), "--check-config").returncode == 0
     path.write_text(printed.stdout + "\nnonsense\n")
     assert run("--config", str(path), "--check-config").returncode == EXIT_USAGE
+
+
+@pytest.mark.parametrize("sets, words", [
+    (["host.budget=10TiB"], ["[host] budget = 10TiB", "the machine has"]),
+    (["host.budget=64KiB", "host.chunk=64KiB", "device.a.budget=8TiB", "device.b.budget=8TiB"],
+     ["[device a] budget = 8TiB", "the machine has"]),
+    (["daemon.socket_group=nosuchgroup"], ["socket_group = nosuchgroup", "no such group"]),
+    (["daemon.admin_group=nosuchgroup"], ["admin_group = nosuchgroup", "no such group"]),
+    ([f"device.a.uuid={'1' * 32}", f"device.b.uuid={'1' * 32}"],
+     ["[device b]: has the same uuid as [device a]"]),
+    (["device.gpu0.driver=cuda", "daemon.plugin_dir=/nowhere"],
+     ["[device gpu0]", "/nowhere/kvtier-cuda.so is not there"]),
+    (["daemon.runtime_dir=/nowhere/below"], ["/nowhere/below", "make the folder above it first"]),
+    (["daemon.runtime_dir=/etc/passwd"], ["/etc/passwd", "not a directory"]),
+    (["daemon.front_program=/nowhere/front"], ["/nowhere/front", "front_program"]),
+], ids=lambda value: value[0] if isinstance(value, list) else "")
+def test_check_finds_what_a_start_would(sets, words):
+    """What one says the other says, and the check leaves nothing behind."""
+    arguments = [word for one in sets for word in ("--set", one)]
+    with tempfile.TemporaryDirectory() as folder:
+        if not any("runtime_dir" in one for one in sets):
+            arguments += ["--runtime-dir", folder + "/run"]
+        done = run("--config", "/dev/null", *arguments, "--check-config")
+        assert os.listdir(folder) == []
+        started = run("--config", "/dev/null", *arguments)
+    assert done.returncode == EXIT_USAGE and done.stdout == ""
+    one_line(done.stderr, *words)
+    assert started.returncode in (EXIT_USAGE, EXIT_FAILED)
+    said = done.stderr.split(": ", 1)[1].strip()
+    assert said[-60:] in started.stderr, (done.stderr, started.stderr)
+
+
+def test_check_says_what_it_cannot_see(tmp_path):
+    done = run("--config", "/dev/null", "--runtime-dir", str(tmp_path / "run"), "--set",
+               "device.gpu0.driver=cuda", "--check-config")
+    assert done.returncode == 0, done.stderr
+    assert "not checked: [device gpu0]: whether its cuda driver" in done.stdout
+    assert not (tmp_path / "run").exists()
 
 
 def test_output_that_cannot_be_written():
