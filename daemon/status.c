@@ -495,7 +495,9 @@ int kvt_status_evict(struct kvt_session *s, const Kvt__Evict *m, Kvt__Evicted *o
     if (!session_info(d, engine, &after)) {
         memset(&after, 0, sizeof(after));
     }
-    out->host_bytes = before.host_bytes - after.host_bytes;
+    /* All of the host's goes without the worker, though perhaps not before its copies have ended. */
+    out->host_bytes = before.host_bytes;
+    out->draining_bytes = after.host_bytes;
     out->device_bytes = before.device_bytes - after.device_bytes;
     out->pinned_bytes = after.device_bytes;
     return 0;

@@ -15,7 +15,7 @@ static int ask(struct kvt_ctl *ctl, uint32_t session, bool kill, Kvt__Reply **re
     return kvt_ctl_ask(ctl, "EVICT", &r, KVT__REPLY__BODY_EVICTED, reply);
 }
 
-static void show(const struct kvt_ctl *ctl, uint32_t session, const Kvt__Evicted *e) {
+static void show(const struct kvt_ctl *ctl, uint32_t session, bool kill, const Kvt__Evicted *e) {
     char a[KVT_CTL_TEXT_BYTES];
     char b[KVT_CTL_TEXT_BYTES];
     if (ctl->json) {
@@ -25,13 +25,21 @@ static void show(const struct kvt_ctl *ctl, uint32_t session, const Kvt__Evicted
         kvt_ctl_json_number(&j, "host_bytes", e->host_bytes);
         kvt_ctl_json_number(&j, "device_bytes", e->device_bytes);
         kvt_ctl_json_number(&j, "pinned_bytes", e->pinned_bytes);
+        kvt_ctl_json_number(&j, "draining_bytes", e->draining_bytes);
         kvt_ctl_json_end(&j, '}');
         (void)fputc('\n', stdout);
         return;
     }
     (void)printf("session %u evicted: host %s, device %s freed\n", session,
                  kvt_ctl_size(e->host_bytes, a), kvt_ctl_size(e->device_bytes, b));
-    if (e->pinned_bytes > 0) {
+    if (e->draining_bytes > 0) {
+        (void)printf("%s of the host memory follow when copies that are under way have ended\n",
+                     kvt_ctl_size(e->draining_bytes, a));
+    }
+    if (e->pinned_bytes > 0 && kill) {
+        (void)printf("%s of device memory follow when the process has ended\n",
+                     kvt_ctl_size(e->pinned_bytes, a));
+    } else if (e->pinned_bytes > 0) {
         (void)printf("%s of device memory are still mapped by the worker; they are free when it "
                      "unmaps them or ends (kvtierctl evict %u --kill)\n",
                      kvt_ctl_size(e->pinned_bytes, a), session);
@@ -60,7 +68,7 @@ int kvt_ctl_evict(struct kvt_ctl *ctl) {
         rc = ask(ctl, (uint32_t)session, kill, &reply);
     }
     if (rc == KVT_CTL_OK) {
-        show(ctl, (uint32_t)session, reply->evicted);
+        show(ctl, (uint32_t)session, kill, reply->evicted);
         kvt__reply__free_unpacked(reply, NULL);
     }
     return rc;

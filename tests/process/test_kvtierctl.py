@@ -232,11 +232,15 @@ def test_plan_of_running_cache(daemon):
 
 
 def test_evict_and_kill(daemon):
-    with Held(daemon, "--mode", "dynamic") as worker:
+    with Held(daemon, "--mode", "offloaded") as worker:
         (one,) = json.loads(ctl("workers", "--json", daemon=daemon).stdout)["workers"]
+        host = f"{one['host_bytes'] / 1024:.1f} KiB" if one["host_bytes"] < 1 << 20 else \
+            f"{one['host_bytes'] / 2**20:.1f} MiB"
+        assert one["host_bytes"] > 0
         done = ctl("evict", str(one["session"]), daemon=daemon)
         assert done.returncode == 0 and f"session {one['session']} evicted" in done.stdout
         assert "still mapped by the worker" in done.stdout
+        assert f"host {host}, device" in done.stdout
         assert worker.poll() is None
         done = ctl("evict", str(one["session"]), "--kill", "--json", daemon=daemon)
         assert done.returncode == 0, done.stderr
