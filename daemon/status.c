@@ -370,13 +370,23 @@ static void explain_shortage(struct kvt_daemon *d, uint32_t device, const struct
     }
     (void)snprintf(text, KVT_TEXT_BYTES,
                    "plan: does not fit into %s: %" PRIu64 " bytes (%s) needed, %" PRIu64
-                   " (%s) to plan with, the budget is %" PRIu64
-                   " (%s); raise [%s%s] %s, shorten the context or take fewer rows",
+                   " (%s) to plan with, the budget is %" PRIu64 " (%s); raise [%s%s] %s%s",
                    name, plan->lacks.need_bytes, kvt_size_about(plan->lacks.need_bytes, need_text),
                    plan->lacks.available_bytes,
                    kvt_size_about(plan->lacks.available_bytes, free_text), info.budget_bytes,
                    kvt_size_about(info.budget_bytes, budget_text), on_device ? "device " : "", name,
-                   plan->lacks.worker_max_bytes != 0 ? "worker_max" : "budget");
+                   plan->lacks.worker_max_bytes != 0 ? "worker_max" : "budget",
+                   plan->lacks.by_tokens ? ", shorten the context or take fewer rows" : "");
+    if (on_device && plan->lacks.piece_tokens != 0) {
+        size_t used = strlen(text);
+        bool enough = plan->lacks.piece_need_bytes <= plan->lacks.available_bytes;
+        (void)snprintf(text + used, KVT_TEXT_BYTES - used,
+                       "%s smaller pieces: with those of %u tokens %" PRIu64 " bytes (%s) %s",
+                       enough ? ", or take" : " and take", plan->lacks.piece_tokens,
+                       plan->lacks.piece_need_bytes,
+                       kvt_size_about(plan->lacks.piece_need_bytes, need_text),
+                       enough ? "suffice" : "would suffice");
+    }
     Kvt__Shortage *m = kvt_arena_alloc(&d->arena, sizeof(*m));
     if (m == NULL) {
         return;
@@ -404,11 +414,14 @@ static int plan_new(struct kvt_session *asker, const Kvt__Plan *m, Kvt__PlanRepl
                        "plan: worker_kind is %u; accepted is 1 (segment), 2 (dense)", kind);
         return -KVT_EINVAL;
     }
-    if (m->device >= d->tiers.device_count || m->tokens > KVT_TOKENS_MAX) {
-        (void)snprintf(text, KVT_TEXT_BYTES,
-                       "plan: device is %u of %u and tokens are %u; accepted are 0 to %u, and 0 to "
-                       "2147483392",
-                       m->device, d->tiers.device_count, m->tokens, d->tiers.device_count - 1);
+    if (m->device >= d->tiers.device_count) {
+        (void)snprintf(text, KVT_TEXT_BYTES, "plan: device is %u; the daemon has %u, from 0 on",
+                       m->device, d->tiers.device_count);
+        return -KVT_EINVAL;
+    }
+    if (m->tokens < 1 || m->tokens > KVT_TOKENS_MAX) {
+        (void)snprintf(text, KVT_TEXT_BYTES, "plan: tokens are %u; accepted is 1 to 2147483392",
+                       m->tokens);
         return -KVT_EINVAL;
     }
     struct kvt_plan_request request = {

@@ -185,6 +185,25 @@ def test_plan_that_cannot_fit(daemon):
                      device.stderr), device.stderr
 
 
+def test_plan_says_what_helps(daemon):
+    tiny = ctl("plan", "--shape", "tiny", "--tokens", "5", "--budget", "12", daemon=daemon)
+    assert "196608 bytes (192.0 KiB) needed, 12 " in tiny.stderr, tiny.stderr
+    pieces = ["plan", "--shape", "llama-3-8b", "--tokens", "5000", "--mode", "offloaded", "--piece-tokens", "2560"]
+    large = ctl(*pieces, "--budget", "1MiB", daemon=daemon)
+    assert "(30.0 MiB) needed" in large.stderr and "shorten" not in large.stderr
+    assert "raise [device cpu0] budget and take smaller pieces: with those of 256 tokens 3145728 bytes " \
+        "(3.0 MiB) would suffice" in large.stderr, large.stderr
+    large = ctl(*pieces, "--budget", "3MiB", daemon=daemon)
+    assert "budget, or take smaller pieces: with those of 256 tokens 3145728 bytes (3.0 MiB) suffice" in \
+        large.stderr, large.stderr
+    assert "does not fit into host" in ctl(*pieces, "--piece-tokens", "256", "--budget", "3MiB",
+                                           daemon=daemon).stderr
+    wrong = ctl("plan", "--shape", "tiny", "--tokens", "5", "--device", "1", daemon=daemon)
+    assert wrong.returncode == 1 and "plan: device is 1; the daemon has 1, from 0 on" in wrong.stderr
+    wrong = ctl("plan", "--shape", "tiny", "--tokens", "2147483393", daemon=daemon)
+    assert "2147483393" in wrong.stderr and "1 to 2147483392" in wrong.stderr, wrong.stderr
+
+
 def test_plan_that_cannot_fit_in_json(daemon):
     """It says of which tier how much is missing, in the words of the plan that fits."""
     shape = ["plan", "--shape", "tiny", "--json", "--tokens"]

@@ -120,6 +120,37 @@ static void test_refusal_names_budget_and_need(void) {
     kvth_stop(&h);
 }
 
+/* The least that would do, and what helps: a shorter context where tokens are resident, smaller
+ * pieces where slots are what is large. */
+static void test_refusal_names_the_least(void) {
+    static struct kvt_plan p;
+    static struct kvt_plan fits;
+    char text[KVT_TEXT_BYTES];
+    struct kvt_layout layout = kvth_layout(8);
+    struct kvt_cache_options o = kvth_options(KVT_MODE_DYNAMIC, 1);
+    kvth_start(&h, &(struct kvth_config){.piece_bytes = 64 * KVTH_LAYER_BLOCK});
+    CU_ASSERT_EQUAL(plan(&p, &layout, &o, KVT_WORKER_SEGMENT, 5, 12, text), -KVT_EQUOTA);
+    CU_ASSERT_EQUAL(p.lacks.need_bytes, 8 * KVTH_LAYER_BLOCK); /* all resident */
+    CU_ASSERT_TRUE(p.lacks.by_tokens);
+    CU_ASSERT_EQUAL(p.lacks.piece_tokens, 0);
+    CU_ASSERT_EQUAL(plan(&p, &layout, &o, KVT_WORKER_SEGMENT, 5, 8 * KVTH_LAYER_BLOCK, text), 0);
+    /* 32 blocks in each of 8 layers; three slots of 64 blocks, or of one. */
+    uint32_t tokens = 32 * KVTH_BLOCK;
+    CU_ASSERT_EQUAL(plan(&p, &layout, &o, KVT_WORKER_SEGMENT, tokens, 4096, text), -KVT_EQUOTA);
+    CU_ASSERT_EQUAL(p.lacks.need_bytes, 3 * 64 * KVTH_LAYER_BLOCK);
+    CU_ASSERT_FALSE(p.lacks.by_tokens);
+    CU_ASSERT_EQUAL(p.lacks.piece_tokens, KVTH_BLOCK);
+    CU_ASSERT_EQUAL(p.lacks.piece_need_bytes, 3 * KVTH_LAYER_BLOCK);
+    o.piece_tokens = p.lacks.piece_tokens;
+    CU_ASSERT_EQUAL(
+        plan(&fits, &layout, &o, KVT_WORKER_SEGMENT, tokens, p.lacks.piece_need_bytes, text), 0);
+    CU_ASSERT_EQUAL(plan(&p, &layout, &o, KVT_WORKER_SEGMENT, tokens, p.lacks.piece_need_bytes - 1,
+                         text),
+                    -KVT_EQUOTA);
+    CU_ASSERT_EQUAL(p.lacks.piece_tokens, 0);
+    kvth_stop(&h);
+}
+
 /* Sizes that do not fit 64 bits are too large, not small. */
 static void test_overflow(void) {
     static struct kvt_plan p;
@@ -189,6 +220,7 @@ int main(void) {
                            {"the order is spread", test_order_is_spread},
                            {"the budget decides residency", test_budget_decides_residency},
                            {"a refusal names budget and need", test_refusal_names_budget_and_need},
+                           {"a refusal names the least", test_refusal_names_the_least},
                            {"overflow", test_overflow},
                            {"promises", test_promises},
                            CU_TEST_INFO_NULL};

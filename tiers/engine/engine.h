@@ -289,9 +289,12 @@ struct kvt_plan {
     uint64_t from_device_bytes_per_step; /* one token a row */
     uint8_t layers[KVT_LAYERS_MAX];
     struct {
-        uint32_t tier; /* enum kvt_tier_id: GPU or HOST */
-        uint64_t need_bytes;
+        uint32_t tier;             /* enum kvt_tier_id: GPU or HOST */
+        uint64_t need_bytes;       /* the smallest of all resident sets, in pieces as asked for */
         uint64_t available_bytes;  /* to plan with */
+        uint32_t piece_tokens;     /* smaller pieces need less: so many tokens, the fewest; or 0 */
+        uint64_t piece_need_bytes; /* with these */
+        bool by_tokens;            /* a shorter context or fewer rows need less */
         uint64_t worker_max_bytes; /* a worker's limit, where that is what is short; otherwise 0 */
     } lacks;                       /* -KVT_EQUOTA: what does not fit */
 };

@@ -176,6 +176,56 @@ static void plan_at(const struct kvt_plan_request *r, const struct layer_cost *c
     out->device_bytes = add(out->device_bytes, size_of(1, out->slots, out->slot_bytes));
 }
 
+/* The largest resident set that fits into the budget, in *out, or else the one that needs least of
+ * the device; returns what the latter needs. */
+static uint64_t plan_best(const struct kvt_engine *e, const struct kvt_plan_request *r,
+                          uint32_t piece_tokens, uint64_t budget, struct kvt_plan *out) {
+    const struct kvt_cache_options *o = r->options;
+    uint32_t layer_count = r->layout->layer_count;
+    uint32_t order[KVT_LAYERS_MAX];
+    plan_priority(layer_count, r->layout->layers, order);
+    uint32_t most = resident_layers_most(o->mode, layer_count, o->resident_layers_max);
+    uint32_t least = o->mode == KVT_MODE_STATIC ? most : 0;
+    struct layer_cost costs[KVT_LAYERS_MAX];
+    for (uint32_t l = 0; l < layer_count; l++) {
+        costs[l] = layer_cost(e, r, &r->layout->layers[l], piece_tokens);
+    }
+    uint64_t smallest = UINT64_MAX;
+    uint32_t smallest_count = most;
+    for (uint32_t count = most;; count--) {
+        plan_at(r, costs, order, count, out);
+        if (out->device_bytes < smallest) {
+            smallest = out->device_bytes;
+            smallest_count = count;
+        }
+        if (out->device_bytes <= budget) {
+            return smallest;
+        }
+        if (count == least) {
+            plan_at(r, costs, order, smallest_count, out);
+            return smallest;
+        }
+    }
+}
+
+/* What is short on the device: `plan` needs least of it. */
+static void device_lacks(const struct kvt_engine *e, const struct kvt_plan_request *r,
+                         const struct kvt_plan *plan, uint32_t piece_tokens, uint64_t budget,
+                         struct kvt_plan *out) {
+    struct kvt_plan smaller;
+    uint32_t piece = (uint32_t)round_up(KVT_SPLIT_TOKENS, e->config.block_tokens);
+    out->lacks.tier = KVT_TIER_GPU;
+    out->lacks.need_bytes = plan->device_bytes;
+    out->lacks.available_bytes = budget;
+    out->lacks.piece_tokens = 0;
+    out->lacks.piece_need_bytes = 0;
+    if (r->worker_kind == KVT_WORKER_SEGMENT && plan->slots > 0 && piece < piece_tokens) {
+        out->lacks.piece_tokens = piece;
+        out->lacks.piece_need_bytes = plan_best(e, r, piece, 0, &smaller);
+    }
+    out->lacks.by_tokens = r->worker_kind == KVT_WORKER_DENSE || plan->slots == 0;
+}
+
 int kvt_engine_plan(const struct kvt_engine *e, const struct kvt_plan_request *r,
                     struct kvt_plan *out, char *text, uint32_t size) {
     int rc = kvt_layout_check(r->layout, text, size);
@@ -207,28 +257,21 @@ int kvt_engine_plan(const struct kvt_engine *e, const struct kvt_plan_request *r
                                                              d->config.worker_max_bytes);
     uint64_t host =
         least_of(e->config.host_budget_bytes - e->host.live_bytes, e->config.host_worker_max_bytes);
-    uint32_t order[KVT_LAYERS_MAX];
-    plan_priority(r->layout->layer_count, r->layout->layers, order);
-    uint32_t most = resident_layers_most(o->mode, r->layout->layer_count, o->resident_layers_max);
-    uint32_t least = o->mode == KVT_MODE_STATIC ? most : 0;
     uint32_t piece_tokens =
         plan_piece_tokens(e, r->layout->layers, r->layout->layer_count, r->device, o->piece_tokens);
-    struct layer_cost costs[KVT_LAYERS_MAX];
-    for (uint32_t l = 0; l < r->layout->layer_count; l++) {
-        costs[l] = layer_cost(e, r, &r->layout->layers[l], piece_tokens);
-    }
     struct kvt_plan plan;
-    for (uint32_t count = most;; count--) {
-        plan_at(r, costs, order, count, &plan);
-        if (plan.device_bytes <= budget || count == least) {
-            break;
-        }
-    }
+    (void)plan_best(e, r, piece_tokens, budget, &plan);
     if (plan.device_bytes > budget || plan.host_bytes > host) {
         bool device_short = plan.device_bytes > budget;
-        out->lacks.tier = device_short ? KVT_TIER_GPU : KVT_TIER_HOST;
-        out->lacks.need_bytes = device_short ? plan.device_bytes : plan.host_bytes;
-        out->lacks.available_bytes = device_short ? budget : host;
+        if (device_short) {
+            device_lacks(e, r, &plan, piece_tokens, budget, out);
+        } else {
+            out->lacks.tier = KVT_TIER_HOST;
+            out->lacks.need_bytes = plan.host_bytes;
+            out->lacks.available_bytes = host;
+            out->lacks.piece_tokens = 0;
+            out->lacks.by_tokens = true;
+        }
         uint64_t limit =
             device_short ? d->config.worker_max_bytes : e->config.host_worker_max_bytes;
         uint64_t whole = device_short ? d->config.budget_bytes : e->config.host_budget_bytes;
