@@ -764,6 +764,35 @@ static void test_evict_stopped(void) {
     }
 }
 
+/* Who has not given back what the request waits for: the worker itself, or another one. */
+static void test_expiry_says_who(void) {
+    for (uint32_t alone = 0; alone < 2; alone++) {
+        struct kvth_config c = {.device_budget_bytes = 128u << 10, .extent_bytes = 4096};
+        kvth_start(&h, &c);
+        uint32_t s = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+        uint32_t other = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+        struct kvth_cache *a = create(alone ? s : other, LAYERS, KVT_MODE_STATIC, 1);
+        h.session[alone ? s : other].silent = true;
+        kvth_close(&h, a);
+        struct kvt_layout layout = kvth_layout(LAYERS);
+        struct kvt_cache_options o = kvth_options(KVT_MODE_STATIC, 1);
+        struct kvt_request r = {
+            .kind = KVT_REQUEST_CREATE, .session = s, .layout = &layout, .options = &o};
+        uint64_t tag = kvth_send(&h, &r);
+        for (uint32_t i = 0; i < 100 && kvth_answer(&h, tag) == NULL; i++) {
+            kvth_tick(&h, 100);
+        }
+        REFUSED(kvth_answer(&h, tag), KVT_EQUOTA, "device memory",
+                alone ? "this worker was asked to unmap 90112 of its own (RECLAIM) and has not for"
+                      : "other workers gave back none for",
+                alone ? "answer RECLAIM, or" : "evict one that hangs");
+        h.session[alone ? s : other].silent = false;
+        kvth_leave(&h, s);
+        kvth_leave(&h, other);
+        kvth_stop(&h);
+    }
+}
+
 int main(void) {
     CU_TestInfo tests[] = {
         {"a device refusal names budget and need", test_device_refusal_names_budget_and_need},
@@ -792,6 +821,7 @@ int main(void) {
         {"hang-up, then death", test_hangup_then_death},
         {"death with copies in flight", test_death_with_copies_in_flight},
         {"evicting a stopped worker", test_evict_stopped},
+        {"expiry says who", test_expiry_says_who},
         CU_TEST_INFO_NULL};
     return kvt_cunit_run("engine budget", tests);
 }

@@ -283,16 +283,40 @@ static bool is_expired(const struct kvt_engine *e, const struct session *s,
     return !memory_is_made(e, s, p) && e->now_ms >= pending_deadline_ms(e, s, p);
 }
 
+/* Device memory that was asked back and has not come: of the session itself, or of others. */
+static uint64_t asked_back_bytes(const struct kvt_engine *e, const struct session *s, bool own) {
+    uint64_t bytes = 0;
+    for (uint32_t i = 1; i < e->extent_top; i++) {
+        const struct extent *x = &e->extents[i];
+        bool counts = x->state == EXTENT_RECLAIMING && x->device == s->device;
+        bytes += counts && (&e->sessions[x->session] == s) == own ? x->bytes : 0;
+    }
+    return bytes;
+}
+
 static void answer_expired(struct kvt_engine *e, const struct session *s, const struct pending *p) {
     bool host = p->short_tier == KVT_TIER_HOST;
     const struct device *d = &e->devices[s->device];
+    uint64_t own = host ? 0 : asked_back_bytes(e, s, true);
+    uint64_t others = host ? 0 : asked_back_bytes(e, s, false);
+    char why[128];
+    if (own > 0) {
+        kvt_text_format(why, sizeof(why),
+                        "this worker was asked to unmap %llu of its own (RECLAIM) and has not%s",
+                        (unsigned long long)own, others > 0 ? "; others have not, either" : "");
+    } else {
+        kvt_text_format(why, sizeof(why), "%s",
+                        host ? "none came free" : "other workers gave back none");
+    }
     answer_error(
         e, session_index(e, s), p->request.tag, -KVT_EQUOTA,
-        "%s memory: %llu of the budget of %llu bytes are in use, and other workers gave "
-        "back none for %u ms; evict one that hangs (kvtierctl workers), or raise %s budget",
+        "%s memory: %llu of the budget of %llu bytes are in use, and %s for %u ms; %s, or raise "
+        "%s budget",
         host ? "host" : "device", (unsigned long long)(host ? e->host.used_bytes : d->used_bytes),
-        (unsigned long long)(host ? e->config.host_budget_bytes : d->config.budget_bytes),
-        e->config.reclaim_deadline_ms, host ? "[host]" : "the device's");
+        (unsigned long long)(host ? e->config.host_budget_bytes : d->config.budget_bytes), why,
+        e->config.reclaim_deadline_ms,
+        own > 0 ? "answer RECLAIM" : "evict one that hangs (kvtierctl workers)",
+        host ? "[host]" : "the device's");
 }
 
 /* A request that has waited for others' memory for too long fails. */
