@@ -207,16 +207,12 @@ struct range {
 };
 static struct range ranges[RANGES_MAX];
 static uint32_t ranges_top;
-<<<<<<< HEAD
-static uint64_t used_bytes;
+static uint64_t used_bytes;       /* by this process */
 static uint64_t registered_bytes; /* lock */
-=======
-static uint64_t used_bytes; /* by this process */
 
 static uint64_t taken_bytes(void) {
     return fake_setting("FAKE_CUDA_TAKEN", 0);
 }
->>>>>>> 810a196 (A device whose memory others have in part: said at start, tested with a GPU that is played)
 
 static struct range *find(uint64_t address) {
     for (uint32_t i = 0; i < ranges_top; i++) {
