@@ -177,7 +177,8 @@ model:
 
 demo:
 ifneq ($(MODEL),)
-	@test -f "$$MODEL" || { echo "demo: MODEL=$$MODEL: there is no such file; give a GGUF file of" \
+	@test -f "$$MODEL" || { echo "demo: MODEL=$$MODEL:" \
+	    "$$(test -d "$$MODEL" && echo that is a directory || echo there is no such file); give a GGUF file of" \
 	    "the Llama family, or leave MODEL out: then one is fetched" >&2; exit 1; }
 endif
 	@scripts/setup build python

@@ -142,7 +142,8 @@ static int read_valued(struct kvt_ctl *ctl, int *at, struct wanted *w) {
 }
 
 static int read_options(struct kvt_ctl *ctl, struct wanted *w) {
-    for (int i = 0; i < ctl->argc; i++) {
+    int options = 0;
+    for (int i = 0; i < ctl->argc; i++, options++) {
         if (strcmp(ctl->argv[i], "--dense") == 0) {
             w->kind = KVT_DENSE;
             continue;
@@ -151,6 +152,9 @@ static int read_options(struct kvt_ctl *ctl, struct wanted *w) {
         if (rc != 0) {
             return rc > 0 ? rc : kvt_ctl_usage("plan: '%s' is unknown", ctl->argv[i]);
         }
+    }
+    if (w->cache != 0 && options > 1) {
+        return kvt_ctl_usage("plan: --cache names a running cache: no other option goes with it");
     }
     if (w->cache == 0 && (w->layers == 0 || w->kv_heads == 0 || w->k_head_dim == 0)) {
         return kvt_ctl_usage("plan: --shape, or --layers, --kv-heads and --head-dim, or --cache");

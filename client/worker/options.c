@@ -58,7 +58,7 @@ static const struct option table[] = {
     {NULL, HEADING, NULL, 0, 0, 0, NULL, "Computation"},
     {"--threads", U32, "N", AT(threads), 1, KVT_POOL_THREADS_MAX, NULL, "default: all CPUs"},
     {"--chunk", U32, "N", AT(chunk), 1, 65536, "256", "prompt tokens of a row in one step"},
-    {"--steps-ahead", U32, "N", AT(steps_ahead), 1, 1024, "16",
+    {"--steps-ahead", U32, "N", AT(steps_ahead), 1, KVT_STEPS_AHEAD_MAX, "16",
      "decode steps to ask the daemon for at once"},
     {"--context", U32, "N", AT(context), 1, 1 << 30, NULL, "tokens of a row; default: the model's"},
     {NULL, HEADING, NULL, 0, 0, 0, NULL, "K and V"},

@@ -304,6 +304,7 @@ def test_help():
     (["plan", "--budget", "1GB"], "--budget: '1GB' is not a size"),
     (["plan", "--tokens"], "--tokens needs a value"),
     (["plan", "--rows", "-1"], "--rows: '-1' is not a number"),
+    (["plan", "--cache", "1", "--tokens", "5"], "no other option goes with it"),
     (["--runtime-dir"], "--runtime-dir needs a value"),
     (["--timeout", "x", "status"], "--timeout: 'x' is not a number"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")

@@ -3,6 +3,7 @@
  */
 #include "tests/sim/sim.h"
 
+#include <errno.h>
 #include <getopt.h>
 #include <signal.h>
 #include <stdio.h>
@@ -183,9 +184,11 @@ static bool replays(const struct sim_options *options) {
 
 static uint64_t number(const char *text) {
     char *end;
+    errno = 0;
     uint64_t value = strtoull(text, &end, 0);
-    if (end == text || (*end != 0 && *end != ' ')) {
-        (void)fprintf(stderr, "kvtier-sim: %s is no number\n", text);
+    if (end == text || (*end != 0 && *end != ' ') || errno != 0 || strchr(text, '-') != NULL) {
+        (void)fprintf(stderr, "kvtier-sim: %s is no number from 0 to %llu\n", text,
+                      (ull)UINT64_MAX);
         exit(2);
     }
     return value;

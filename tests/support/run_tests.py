@@ -35,6 +35,7 @@ tests/skip.txt holds what is not run, with reasons; each prints a SKIP line.
 """
 
 import argparse
+import difflib
 import fnmatch
 import glob
 import os
@@ -385,11 +386,15 @@ class Runner:
             signal.signal(signum, self.stop)
         skips = self.read_skips()
         tests = []
+        names = []
+        found = False
         try:
             for group in self.options.groups:
                 for test in self.find(group):
+                    names.append(test.name)
                     if self.options.only and self.options.only not in test.name:
                         continue
+                    found = True
                     reason = next((why for pattern, why in skips
                                    if fnmatch.fnmatch(test.name, pattern)), None)
                     if reason:
@@ -400,6 +405,11 @@ class Runner:
             self.run_all(tests)
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)
+        if self.options.only and not found:
+            near = difflib.get_close_matches(self.options.only, [n.split("/")[-1] for n in names], 3, 0.4)
+            print(f"run_tests: no test has '{self.options.only}' in its name" +
+                  (f"; near it are {', '.join(near)}" if near else ""))
+            self.totals["failed"] += 1
         if self.interrupted:
             print(f"run_tests: interrupted by {signal.Signals(self.interrupted).name}")
         print("{passed} passed, {failed} failed, {skipped} skipped".format(**self.totals))

@@ -48,6 +48,15 @@ def test_no_tests_is_a_summary_too(tree):
     assert tree[1]()[:2] == (0, "0 passed, 0 failed, 0 skipped")
 
 
+def test_a_name_that_no_test_has(tree):
+    write, run = tree
+    write("test_counters.sh", "exit 0")
+    status, summary, text = run("--only", "countters")
+    assert (status, summary) == (1, "0 passed, 1 failed, 0 skipped")
+    assert "no test has 'countters' in its name" in text and "test_counters" in text
+    assert run("--only", "counters")[:2] == (0, "1 passed, 0 failed, 0 skipped")
+
+
 def test_failure_shows_its_output(tree):
     write, run = tree
     write("test_a.sh", "echo the very reason; exit 3")
