@@ -23,7 +23,7 @@ def ctl(daemon, *args):
 
 
 def plan(daemon, *args):
-    return ctl(daemon, "plan", *SHAPE, *args)
+    return ctl(daemon, "plan", *([] if "--cache" in args else SHAPE), *args)
 
 
 def measured(daemon):
