@@ -26,6 +26,8 @@ struct parser {
     unsigned section_line[KVT_SECTION_DEVICE];
     unsigned device_line[KVT_DEVICES_MAX];
     unsigned option_line[KVT_SECTION_DEVICE + KVT_DEVICES_MAX][OPTIONS_MAX];
+    const char
+        *option_set[KVT_SECTION_DEVICE + KVT_DEVICES_MAX][OPTIONS_MAX]; /* likewise by --set */
     /* the section that lines are read into */
     bool in_section;
     enum kvt_section section;
@@ -133,6 +135,7 @@ static int store(struct parser *p, enum kvt_section section, uint32_t device, co
         return fail(p, "%s %.64s: unknown option; accepted: %s", where, name, list);
     }
     unsigned *given = &p->option_line[section + device][o - kvt_options];
+    p->option_set[section + device][o - kvt_options] = p->set;
     if (p->line > 0) {
         if (*given > 0) {
             return fail(p, "%s %s: given twice, first in line %u", where, name, *given);
@@ -293,14 +296,33 @@ static int apply_set(struct parser *p, const char *set) {
 
 /* ---- options together --------------------------------------------------------------------------- */
 
+/* Errors name where the option was given, by --set or else in the file. false: it was not. */
+static bool point_at(struct parser *p, enum kvt_section section, uint32_t device,
+                     const char *name) {
+    const struct kvt_option *o = find_option(section, name);
+    p->set = p->option_set[section + device][o - kvt_options];
+    p->line = p->set != NULL ? 0 : p->option_line[section + device][o - kvt_options];
+    return p->set != NULL || p->line > 0;
+}
+
+static int too_large(struct parser *p, enum kvt_section section, uint32_t device, const char *name,
+                     uint64_t bytes, uint64_t budget_bytes) {
+    char a[KVT_UNIT_TEXT_BYTES];
+    char b[KVT_UNIT_TEXT_BYTES];
+    char where[KVT_NAME_BYTES];
+    section_text(p, section, device, where, sizeof(where));
+    (void)point_at(p, section, device, name);
+    return fail(p, "%s %s = %s: larger than the budget of %s", where, name,
+                kvt_size_exact(bytes, a), kvt_size_exact(budget_bytes, b));
+}
+
 static uint64_t clamp_size(uint64_t value, uint64_t low, uint64_t high) {
     value = value < low ? low : value > high ? high : value;
     return value & ~UINT64_C(4095);
 }
 
-static int check_device(struct parser *p, struct kvt_config_device *d) {
-    char a[KVT_UNIT_TEXT_BYTES];
-    char b[KVT_UNIT_TEXT_BYTES];
+static int check_device(struct parser *p, uint32_t index) {
+    struct kvt_config_device *d = &p->config.devices[index];
     if (d->extent_bytes == 0) {
         d->extent_bytes = clamp_size(d->budget_bytes / 16, UINT64_C(64) << 10, UINT64_C(32) << 20);
     }
@@ -310,17 +332,17 @@ static int check_device(struct parser *p, struct kvt_config_device *d) {
     if (d->worker_max_bytes == 0) {
         d->worker_max_bytes = d->budget_bytes;
     }
-    if (d->worker_max_bytes > d->budget_bytes) {
-        return fail(p, "[device %s] worker_max = %s: larger than the budget of %s", d->name,
-                    kvt_size_exact(d->worker_max_bytes, a), kvt_size_exact(d->budget_bytes, b));
-    }
-    if (d->extent_bytes > d->budget_bytes) {
-        return fail(p, "[device %s] extent_size = %s: larger than the budget of %s", d->name,
-                    kvt_size_exact(d->extent_bytes, a), kvt_size_exact(d->budget_bytes, b));
-    }
-    if (d->piece_bytes > d->budget_bytes) {
-        return fail(p, "[device %s] piece_size = %s: larger than the budget of %s", d->name,
-                    kvt_size_exact(d->piece_bytes, a), kvt_size_exact(d->budget_bytes, b));
+    const struct {
+        const char *name;
+        uint64_t bytes;
+    } within[] = {{"worker_max", d->worker_max_bytes},
+                  {"extent_size", d->extent_bytes},
+                  {"piece_size", d->piece_bytes}};
+    for (size_t i = 0; i < sizeof(within) / sizeof(within[0]); i++) {
+        if (within[i].bytes > d->budget_bytes) {
+            return too_large(p, KVT_SECTION_DEVICE, index, within[i].name, within[i].bytes,
+                             d->budget_bytes);
+        }
     }
     return 0;
 }
@@ -328,33 +350,33 @@ static int check_device(struct parser *p, struct kvt_config_device *d) {
 static int check_together(struct parser *p) {
     struct kvt_config *c = &p->config;
     char a[KVT_UNIT_TEXT_BYTES];
-    char b[KVT_UNIT_TEXT_BYTES];
-    p->set = NULL;
+    bool chunk_given = point_at(p, KVT_SECTION_HOST, 0, "chunk");
     if (c->host_chunk_bytes % CHUNK_GRANULE != 0) {
         return fail(p, "[host] chunk = %s: not a multiple of 64KiB",
                     kvt_size_exact(c->host_chunk_bytes, a));
     }
-    if (c->host_chunk_bytes > c->host_budget_bytes) {
-        return fail(p, "[host] chunk = %s: larger than the budget of %s",
-                    kvt_size_exact(c->host_chunk_bytes, a),
-                    kvt_size_exact(c->host_budget_bytes, b));
+    if (c->host_chunk_bytes > c->host_budget_bytes && !chunk_given) {
+        c->host_chunk_bytes = c->host_budget_bytes / CHUNK_GRANULE * CHUNK_GRANULE;
     }
     if (c->host_worker_max_bytes == 0) {
         c->host_worker_max_bytes = c->host_budget_bytes;
     }
-    if (c->host_worker_max_bytes > c->host_budget_bytes) {
-        return fail(p, "[host] worker_max = %s: larger than the budget of %s",
-                    kvt_size_exact(c->host_worker_max_bytes, a),
-                    kvt_size_exact(c->host_budget_bytes, b));
-    }
-    if (c->host_preallocate_bytes != KVT_SIZE_NONE &&
-        c->host_preallocate_bytes > c->host_budget_bytes) {
-        return fail(p, "[host] preallocate = %s: larger than the budget of %s",
-                    kvt_size_exact(c->host_preallocate_bytes, a),
-                    kvt_size_exact(c->host_budget_bytes, b));
+    uint64_t preallocate =
+        c->host_preallocate_bytes != KVT_SIZE_NONE ? c->host_preallocate_bytes : 0;
+    const struct {
+        const char *name;
+        uint64_t bytes;
+    } within[] = {{"chunk", c->host_chunk_bytes},
+                  {"worker_max", c->host_worker_max_bytes},
+                  {"preallocate", preallocate}};
+    for (size_t i = 0; i < sizeof(within) / sizeof(within[0]); i++) {
+        if (within[i].bytes > c->host_budget_bytes) {
+            return too_large(p, KVT_SECTION_HOST, 0, within[i].name, within[i].bytes,
+                             c->host_budget_bytes);
+        }
     }
     for (uint32_t i = 0; i < c->device_count; i++) {
-        int rc = check_device(p, &c->devices[i]);
+        int rc = check_device(p, i);
         if (rc != 0) {
             return rc;
         }

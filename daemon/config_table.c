@@ -177,7 +177,8 @@ const struct kvt_option kvt_options[] = {
      .max = GIB(4),
      .value = "16MiB",
      .prose = "Host memory is taken from the system and given back in pieces of this size. It is a "
-              "multiple of 64KiB and not larger than the budget."},
+              "multiple of 64KiB and not larger than the budget; the default is lowered to a "
+              "smaller one."},
     {.section = KVT_SECTION_HOST,
      .name = "touch_threads",
      .type = KVT_OPTION_COUNT_AUTO,

@@ -248,24 +248,23 @@ static void test_errors(void) {
     refused("[host]\nbudget\n",
             "f.conf:2: \"budget\" is neither \"[section]\" nor \"option = value\"");
     refused("[host\n", "f.conf:1: \"[host\" has no closing bracket");
-    refused("[host]\nchunk = 100KiB\n",
-            "configuration: [host] chunk = 100KiB: not a multiple of 64KiB");
+    refused("[host]\nchunk = 100KiB\n", "f.conf:2: [host] chunk = 100KiB: not a multiple of 64KiB");
     refused("[host]\nchunk = 2MiB\nbudget = 1MiB\n",
-            "configuration: [host] chunk = 2MiB: larger than the budget of 1MiB");
+            "f.conf:2: [host] chunk = 2MiB: larger than the budget of 1MiB");
     refused("[host]\npreallocate = 2GiB\n",
-            "configuration: [host] preallocate = 2GiB: larger than the budget of 1GiB");
+            "f.conf:2: [host] preallocate = 2GiB: larger than the budget of 1GiB");
     refused("[host]\npreallocate = all\n",
             "f.conf:2: [host] preallocate = all: the value does not begin with a number; accepted: "
             "auto, "
             "none, or 64KiB to 64TiB, with a unit: B, KiB, MiB, GiB, TiB");
     refused("[host]\nworker_max = 2GiB\n",
-            "configuration: [host] worker_max = 2GiB: larger than the budget of 1GiB");
+            "f.conf:2: [host] worker_max = 2GiB: larger than the budget of 1GiB");
     refused("[device a]\nworker_max = 2MiB\nbudget = 1MiB\n",
-            "configuration: [device a] worker_max = 2MiB: larger than the budget of 1MiB");
+            "f.conf:2: [device a] worker_max = 2MiB: larger than the budget of 1MiB");
     refused("[device a]\npiece_size = 2MiB\nbudget = 1MiB\n",
-            "configuration: [device a] piece_size = 2MiB: larger than the budget of 1MiB");
+            "f.conf:2: [device a] piece_size = 2MiB: larger than the budget of 1MiB");
     refused("[device a]\nextent_size = 2MiB\nbudget = 1MiB\n",
-            "configuration: [device a] extent_size = 2MiB: larger than the budget of 1MiB");
+            "f.conf:2: [device a] extent_size = 2MiB: larger than the budget of 1MiB");
 }
 
 static void test_odd_bytes(void) {
@@ -293,6 +292,18 @@ static void test_all_or_nothing(void) {
     struct kvt_config before = config;
     CU_ASSERT_EQUAL(parse("[host]\nbudget = 2GiB\nchunk = 1\n"), -KVT_ECONFIG);
     CU_ASSERT_EQUAL(memcmp(&before, &config, sizeof(config)), 0);
+}
+
+/* The default chunk is no mistake of who gives a small budget. */
+static void test_small_budget(void) {
+    CU_ASSERT_EQUAL(set("host.budget=1MiB"), 0);
+    CU_ASSERT_EQUAL(config.host_chunk_bytes, UINT64_C(1) << 20);
+    CU_ASSERT_EQUAL(set("host.budget=100KiB"), 0);
+    CU_ASSERT_EQUAL(config.host_chunk_bytes, UINT64_C(64) << 10);
+    const char *const sets[] = {"host.chunk=2MiB", "host.budget=1MiB"};
+    CU_ASSERT_EQUAL(kvt_config_parse("", 0, "f.conf", sets, 2, &config, text), -KVT_ECONFIG);
+    CU_ASSERT_STRING_EQUAL(text, "--set host.chunk=2MiB: [host] chunk = 2MiB: larger than the "
+                                 "budget of 1MiB");
 }
 
 static void test_sets(void) {
@@ -389,6 +400,7 @@ int main(void) {
         {"bytes that are no text", test_odd_bytes},
         {"all or nothing", test_all_or_nothing},
         {"--set", test_sets},
+        {"a small budget", test_small_budget},
         {"files that cannot be read", test_load},
         {"the manual has every option", test_manual},
         CU_TEST_INFO_NULL,
