@@ -3,6 +3,8 @@
 test: timeout_s=180
 """
 
+import importlib.machinery
+import importlib.util
 import os
 import shutil
 import signal
@@ -142,3 +144,19 @@ def test_model_that_is_not_there(command):
                           env={**os.environ, "MODEL": "/no/such.gguf", "MAKEFLAGS": "", "KVT_BIN": BIN})
     assert done.returncode != 0 and "MODEL=/no/such.gguf" in done.stderr
     assert "leave MODEL out" in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize("command", [["scripts/demo"], ["make", "-s", "demo"]], ids=" ".join)
+def test_model_that_is_a_directory(command):
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False, timeout=60,
+                          env={**os.environ, "MODEL": "/usr", "MAKEFLAGS": "", "KVT_BIN": BIN})
+    assert done.returncode != 0 and "MODEL=/usr: that is a directory" in done.stderr
+
+
+def test_small_sizes_are_told_apart():
+    loader = importlib.machinery.SourceFileLoader("demo", os.path.join(ROOT, "scripts", "demo"))
+    demo = importlib.util.module_from_spec(importlib.util.spec_from_loader("demo", loader))
+    sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
+    loader.exec_module(demo)
+    sys.dont_write_bytecode = before
+    assert [demo.size(n) for n in (0, 64 << 10, 16 << 20)] == ["0.0 MiB", "64.0 KiB", "16.0 MiB"]

@@ -130,8 +130,8 @@ static void print_stats(const struct sim_stats *s) {
            (double)s->migrated_bytes / 1e6, (double)s->compacted_bytes / 1e6,
            (double)s->copied_on_write_bytes / 1e6, (double)s->discarded_bytes / 1e6,
            (ull)s->steady_steps);
-    printf("sim: %llu injected faults:", faults);
-    const char *comma = " ";
+    printf("sim: %llu injected faults", faults);
+    const char *comma = ": ";
     for (uint32_t f = 0; f < SIM_FAULT_COUNT; f++) {
         if (s->faults[f] != 0) {
             printf("%s%llu %s", comma, (ull)s->faults[f], sim_fault_name(f));
