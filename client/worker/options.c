@@ -22,7 +22,7 @@ struct option {
     enum kind kind;
     const char *value; /* how --help calls it; of a CHOICE: the choices, a|b|c */
     size_t offset;
-    double least, most; /* of a number */
+    double least, most; /* of a number; most: bytes of a text, 0: any */
     const char *fallback;
     const char *help;
 };
@@ -66,7 +66,8 @@ static const struct option table[] = {
      "of kvtierd; default: $KVTIER_RUNTIME_DIR or /run/kvtierd"},
     {"--device", UUID, "UUID", AT(device), 0, 0, NULL,
      "the daemon's device to work on; kvtierctl status lists them; default: its first"},
-    {"--name", TEXT, "TEXT", AT(name), 0, 0, NULL, "what kvtierctl calls this worker"},
+    {"--name", TEXT, "TEXT", AT(name), 0, KVT_NAME_BYTES - 1, NULL,
+     "what kvtierctl calls this worker"},
     {"--mode", CHOICE, "dynamic|static|offloaded|offloaded-static", AT(mode), 0, 0, "dynamic",
      "how the daemon keeps them"},
     {"--resident-layers", I64, "N", AT(resident_layers), -1, KVT_LAYERS_MAX, "-1",
@@ -124,6 +125,11 @@ static int set(struct kvt_options *options, const struct option *o, const char *
         *(const char **)at = value;
         return 0;
     case TEXT:
+        if (o->most > 0 && (double)strlen(value) > o->most)
+            return kvt_fail(-KVT_EINVAL, err, err_size,
+                            "%s %.20s...: has %zu bytes; at most %.0f "
+                            "are possible",
+                            o->name, value, strlen(value), o->most);
         *(const char **)at = value;
         return 0;
     case TEXTS: {

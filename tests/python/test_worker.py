@@ -103,6 +103,8 @@ def small(tmp_path_factory):
     (["--random", "tiny", "--ids", "1", "--ids", ""], '--ids: "" does not begin with a token id'),
     (["--random", "tiny", "--ids", "99999999999"], 'does not begin with a token id'),
     (["--random", "tiny", "--ids", "1", "--piece-tokens", "100"], "--piece-tokens 100: is not a multiple of 256"),
+    (["--random", "tiny", "--ids", "1", "--steps-ahead", "65"], "--steps-ahead 65: is not a whole number from 1 to 64"),
+    (["--random", "tiny", "--ids", "1", "--name", "x" * 64], "has 64 bytes; at most 63 are possible"),
     (["--random", "tiny", "--ids", "1", "--rows", "2000"], "--rows 2000: is not a whole number from 1 to 1024"),
     (["--random", "tiny", "--ids", "1", "--ids", "2", "--rows", "513"],
      "--rows 513: of 2 prompts are 1026 rows; at most 1024 are possible"),
