@@ -114,7 +114,10 @@ def test_plan(daemon):
         assert vast.shortage == {1: [b"host"], 2: [16 << 30], 3: [64 << 20], 4: [64 << 20]}
         assert small.shortage is None and control.ask(PLAN, number(2, 1)).shortage is None
         assert control.ask(PLAN, number(2, 1)).code == 1
-        assert control.ask(PLAN, data(1, options) + number(4, 7)).code == 1
+        nowhere = control.ask(PLAN, data(1, options) + number(4, 7))
+        assert nowhere.code == 1 and nowhere.text == "plan: device is 7; the daemon has 1, from 0 on"
+        nothing = control.ask(PLAN, data(1, options))
+        assert nothing.code == 1 and nothing.text == "plan: tokens are 0; accepted is 1 to 2147483392"
         assert control.ask(PLAN, number(6, 4242)).code == ENOENT
 
 
