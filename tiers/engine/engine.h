@@ -236,6 +236,7 @@ struct kvt_session_info {
     uint64_t device_bytes;
     uint64_t host_bytes;
     uint64_t idle_ms;
+    bool migrating; /* layers of it are on their way between tiers, or being compacted */
     struct kvt_counters counters;
 };
 

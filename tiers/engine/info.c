@@ -55,6 +55,7 @@ bool kvt_engine_session_info(const struct kvt_engine *e, uint32_t *at,
                                          .device_bytes = s->device_bytes,
                                          .host_bytes = s->host_bytes,
                                          .idle_ms = stepping ? 0 : e->now_ms - s->last_step_ms,
+                                         .migrating = s->migration.family != NULL,
                                          .counters = s->counters};
         return true;
     }
