@@ -63,6 +63,7 @@ void sim_order_program(struct sim *sim, const struct kvt_program *p) {
         for (uint32_t n = 0; n < o->dep_count; n++) {
             op->deps[n] = p->deps[o->dep_first + n];
         }
+        ops->last_id = o->id;
         ops->count++;
     }
 }
@@ -80,6 +81,9 @@ void sim_order_completion(struct sim *sim, const struct kvt_completion *c) {
     } else if (op->kind == KVT_OP_FILL) {
         w->guessed[op->slot].generation = op->generation;
         w->guessed[op->slot].bytes = op->copied_bytes;
+        if (w->steady_requests >= 3 && op->id <= w->prompt_op_last) {
+            w->vain_before += op->copied_bytes; /* it was slow to come */
+        }
     }
     uint32_t at = (uint32_t)(op - ops->op);
     free(op->deps);

@@ -367,7 +367,9 @@ static void request_steady(struct sim *sim, struct sim_worker *w) {
             return;
         }
         sim->steps_left -= sim->steps_left > 0;
-        if (++w->steady_requests == 3) {
+        if (++w->steady_requests == 2) {
+            w->prompt_op_last = sim->ops[w->session].last_id;
+        } else if (w->steady_requests == 3) {
             w->vain_before = sim_counters(sim, w).prefetch_discarded_bytes;
             w->crossed_before = w->crossed_bytes - w->to_bytes;
         }

@@ -156,7 +156,8 @@ struct sim_op {
 struct sim_ops { /* of a session, in the order of their ids */
     struct sim_op *op;
     uint32_t count, room;
-    bool closed; /* the copy thread was told to: what is not begun never goes */
+    uint64_t last_id; /* submitted so far */
+    bool closed;      /* the copy thread was told to: what is not begun never goes */
 };
 
 /* What the loop tells a copy thread, in order. */
@@ -308,7 +309,9 @@ struct sim_worker {
     bool counted;             /* to_bytes and from_bytes are what the engine must have counted */
     uint64_t crossed_bytes;   /* that fills have copied which a schedule names */
     uint32_t steady_requests; /* steps asked for, in a steady world */
-    uint64_t vain_before;     /* when the third was: bytes fetched in vain behind the prompt */
+    uint64_t vain_before;     /* bytes fetched in vain behind the prompt */
+    uint64_t
+        prompt_op_last; /* operations up to this one were submitted before the second was asked for */
     uint64_t crossed_before;
     struct {
         uint64_t generation, bytes; /* the last fill that none has named when it was complete */
