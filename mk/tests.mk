@@ -152,7 +152,7 @@ sim: $(SIM_BINARY)
 # Leaves each rule of the engine out in turn, and says after how many seeds that is noticed.
 sim-rules:
 	@$(MAKE) $(PARALLEL) VARIANT=mutant sim-build
-	@build/mutant/bin/kvtier-sim --break-all --from 25001 $(SIM_ARGS)
+	@build/mutant/bin/kvtier-sim --break-all --from 1 $(SIM_ARGS)
 
 fuzz:
 	@scripts/setup build test

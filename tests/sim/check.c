@@ -139,6 +139,26 @@ void sim_check(struct sim *sim) {
     check_nested(sim);
 }
 
+/* What a request may take whose turn it is: 16 deadlines, and as many again for a clock that began anew
+ * when more than ever was in use. */
+uint64_t sim_wait_most_us(const struct sim *sim) {
+    const uint64_t slack_us = 800000;
+    return 32000 * (uint64_t)sim->config.reclaim_deadline_ms + slack_us;
+}
+
+static bool is_checked(const struct sim_worker *w) {
+    return w && w->process == SIM_RUNNING && !w->hung && !w->liar && !w->unchecked && w->attached;
+}
+
+bool sim_somebody_waits(const struct sim *sim) {
+    bool any = false;
+    for (uint32_t i = 0; i < sim->process_count; i++) {
+        const struct sim_worker *w = sim->processes[i];
+        any = any || (is_checked(w) && w->request_count > 0 && !w->schedule.open);
+    }
+    return any;
+}
+
 static bool is_migrating(const struct sim *sim, uint32_t session) {
     struct kvt_session_info info;
     for (uint32_t at = 0; kvt_engine_session_info(sim->engine, &at, &info);) {
@@ -152,12 +172,9 @@ static bool is_migrating(const struct sim *sim, uint32_t session) {
 /* A request whose turn it is is answered in time: it may wait for others, but not for ever. Not while
  * layers of its own migrate: they go behind what others read and write, and a link may be slow. */
 static void check_waits(struct sim *sim, struct sim_worker *w) {
-    const uint64_t slack_us = 800000;
-    /* 16 deadlines, and as many again for a clock that began anew when more than ever was in use. */
-    uint64_t most_us = 32000 * (uint64_t)sim->config.reclaim_deadline_ms + slack_us;
     bool own = w->schedule.open || is_migrating(sim, w->session);
     w->turn_us = own ? sim->now_us : w->turn_us;
-    if (w->request_count > 0 && sim->now_us > w->turn_us + most_us) {
+    if (w->request_count > 0 && sim->now_us > w->turn_us + sim_wait_most_us(sim)) {
         sim_fail(sim,
                  "session %u: request %llu of kind %u has waited for %llu ms, the deadline is %u",
                  w->session, (ull)w->requests[0].tag, w->requests[0].kind,
@@ -170,7 +187,7 @@ void sim_check_stuck(struct sim *sim) {
     const uint64_t limit_us = 20000000;
     for (uint32_t i = 0; i < sim->process_count; i++) {
         struct sim_worker *w = sim->processes[i];
-        if (!w || w->process != SIM_RUNNING || w->hung || w->liar || w->unchecked || !w->attached) {
+        if (!is_checked(w)) {
             continue;
         }
         check_waits(sim, w);

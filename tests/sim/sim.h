@@ -399,7 +399,9 @@ struct sim {
     uint64_t content_next;
     uint64_t tag_next;
     uint32_t steps_left;
-    bool cooling;             /* no more faults and no more requests: everybody leaves */
+    bool lingering; /* no more faults and no more requests: those that wait are waited for */
+    uint64_t linger_until_us; /* at most */
+    bool cooling;             /* likewise, and everybody leaves */
     struct kvt_layout layout; /* scratch of CREATE */
     jmp_buf failure;          /* sim_fail leaves the run here */
     char reason[1024];
@@ -539,6 +541,9 @@ void sim_check(struct sim *sim);
 /* The copies that the session makes now are of a layer that leaves, and for itself. */
 void sim_check_leaving(struct sim *sim, const struct kvt_program *p);
 void sim_check_stuck(struct sim *sim);
+/* How long a request may wait whose turn it is; whether one of a worker that is checked waits now. */
+uint64_t sim_wait_most_us(const struct sim *sim);
+bool sim_somebody_waits(const struct sim *sim);
 void sim_check_end(struct sim *sim);
 void sim_dump(const struct sim *sim);
 const char *sim_fault_name(uint32_t fault);

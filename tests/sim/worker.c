@@ -47,7 +47,7 @@ static struct sim_worker *worker_add(struct sim *sim) {
 
 static void attach(struct sim *sim, void *object, uint64_t process) {
     struct sim_random *r = &sim->random;
-    if (sim->cooling) {
+    if (sim->lingering) {
         return;
     }
     struct sim_worker *w = worker_add(sim);
@@ -425,11 +425,11 @@ static void on_think(struct sim *sim, void *object, uint64_t value) {
     lie(sim, w);
     if (sim->cooling) {
         leave(sim, w);
-    } else {
+    } else if (!sim->lingering) {
         ask(sim, w);
     }
     uint64_t delay_us = sim_us(sim, 10, 600);
-    if (!sim->cooling && sim_chance(&sim->random, 30)) {
+    if (!sim->cooling && (sim->lingering || sim_chance(&sim->random, 30))) {
         delay_us = sim_us(sim, 1000, 150000); /* long enough to be idle */
     }
     sim_after(sim, delay_us, on_think, w, 0);

@@ -47,7 +47,8 @@ void sim_hash(struct sim *sim, uint64_t value) {
 }
 
 bool sim_fault(struct sim *sim, enum sim_fault fault) {
-    if (sim->cooling || !sim_chance(&sim->random, sim->fault_per_mille[fault])) {
+    bool over = sim->lingering || sim->cooling;
+    if (over || !sim_chance(&sim->random, sim->fault_per_mille[fault])) {
         return false;
     }
     sim->stats.faults[fault]++;
@@ -266,8 +267,16 @@ static void choose_limits(struct sim *sim) {
     c->host_worker_max_bytes = sim_chance(r, 500) ? 0 : sim_between(r, share, c->host_budget_bytes);
 }
 
+/* The end begins when nobody waits for an answer any more: who waits for ever is noticed by then. */
 static void on_cool(struct sim *sim, void *object, uint64_t value) {
     if (sim->cooling) {
+        return;
+    }
+    if (!sim->lingering) {
+        sim->lingering = true;
+        sim->linger_until_us = sim->now_us + sim_wait_most_us(sim) + 1000000;
+    }
+    if (sim->now_us < sim->linger_until_us && sim_somebody_waits(sim)) {
         return;
     }
     sim_trace(sim, "cooling");
@@ -323,7 +332,7 @@ static void loop(struct sim *sim) {
         if (sim->stats.events % sim->check_every == 0) {
             sim_check(sim);
         }
-        if (sim->steps_left == 0) {
+        if (sim->steps_left == 0 || sim->lingering) {
             on_cool(sim, NULL, 0);
         }
         if (sim->now_us >= stuck_us) {

@@ -146,7 +146,7 @@ class Runner:
                                            "100", "--from", "1"], timeout_s=300, kind="sim"))
         mutant = os.path.join(ROOT, "build/mutant/bin/kvtier-sim")
         if self.options.variant == "release" and os.path.exists(mutant):
-            tests.append(Test("sim/rules", [mutant, "--break-all", "--from", "25001"], timeout_s=300,
+            tests.append(Test("sim/rules", [mutant, "--break-all", "--from", "1"], timeout_s=300,
                               kind="sim"))
         return tests
 
