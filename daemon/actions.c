@@ -123,7 +123,7 @@ void kvt_action_carry_out(struct kvt_daemon *d, const struct kvt_action *a) {
         break;
     case KVT_ACTION_EXTENT_RECLAIM:
         KVT_ASSERT(s != NULL);
-        kvt_session_send_reclaim(s, a->extent);
+        kvt_session_send_reclaim(s, a->extent, a->value != 0);
         break;
     case KVT_ACTION_EXTENT_DESTROY:
         destroy_extent(d, a);

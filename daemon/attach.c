@@ -137,6 +137,7 @@ static int furnish(struct kvt_session *s, int fds[2], struct kvt_attach_refuse *
         .tenant = s->peer.uid,
         .device = s->device,
         .worker_kind = s->worker_kind,
+        .keeps_addresses = (s->features & KVT_FEATURE_KEEP_ADDRESS) != 0,
         .ring = s->ring,
         .ring_bytes = s->ring_bytes,
     };
@@ -172,7 +173,9 @@ static int admit(struct kvt_attach *a, int fd, const struct kvt_attach_hello *h,
     s->worker_kind = h->worker_kind;
     s->device = (uint32_t)device;
     if (h->role == KVT_ROLE_WORKER) {
-        s->features = h->features & kvt_device_info(d->tiers.devices[device].device)->features;
+        const struct kvt_driver_info *info = kvt_device_info(d->tiers.devices[device].device);
+        uint64_t keep = info->extent_kind == KVT_EXTENT_FD ? KVT_FEATURE_KEEP_ADDRESS : 0;
+        s->features = h->features & (info->features | keep);
     }
     memcpy(s->name, h->name, sizeof(s->name));
     s->socket_fd = fd;

@@ -45,8 +45,8 @@ void kvt_session_adopt(struct kvt_session *s);
 void kvt_session_send_extent(struct kvt_session *s, const struct kvt_attach_extent *packet, int fd);
 /* Asks the process to unmap an extent: by the session's socket, or by that of a later session of
  * the same process. One that the process has not got, or has given back unasked, is not asked for:
- * kvt_session_settle tells the engine that it is back. */
-void kvt_session_send_reclaim(struct kvt_session *s, uint32_t extent);
+ * kvt_session_settle tells the engine that it is back. One without memory is told to be over. */
+void kvt_session_send_reclaim(struct kvt_session *s, uint32_t extent, bool keep_address);
 /* A reply goes out behind every extent that was sent before it. Copies the bytes. */
 void kvt_session_send_reply(struct kvt_session *s, const struct kvt_identity *to,
                             const uint8_t *bytes, size_t size);

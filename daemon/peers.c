@@ -188,10 +188,10 @@ static struct kvt_session *way_to(struct kvt_session *s) {
     return NULL;
 }
 
-void kvt_session_send_reclaim(struct kvt_session *s, uint32_t extent) {
+void kvt_session_send_reclaim(struct kvt_session *s, uint32_t extent, bool keep_address) {
     struct kvt_extent_entry *e = kvt_tiers_extent(&s->daemon->tiers, extent);
-    KVT_ASSERT(e != NULL);
-    if (!e->out) { /* never sent, or given back before it was asked for: RECLAIMED comes once */
+    if (e != NULL &&
+        !e->out) { /* never sent, or given back before it was asked for: RECLAIMED comes once */
         e->back_next = s->back;
         s->back = e;
         settle_later(s); /* the engine is called when all its actions are carried out */
@@ -202,6 +202,7 @@ void kvt_session_send_reclaim(struct kvt_session *s, uint32_t extent) {
         .session = s->id,
         .extent = extent,
     };
+    packet.head.reserved = keep_address ? KVT_RECLAIM_KEEP_ADDRESS : 0;
     struct kvt_session *way = way_to(s);
     kvt_log(KVT_LOG_DEBUG, "session %u: extent %u is asked back%s", s->id, extent,
             way == s      ? ""
@@ -217,7 +218,7 @@ static void reclaim_all(struct kvt_session *orphan) {
     for (uint32_t i = 0; i < KVT_EXTENT_ENTRIES; i++) {
         const struct kvt_extent_entry *e = tiers->extents[i];
         if (e != NULL && e->out && e->session == orphan->id) {
-            kvt_session_send_reclaim(orphan, e->id);
+            kvt_session_send_reclaim(orphan, e->id, false);
         }
     }
 }

@@ -52,6 +52,8 @@ enum kvt_extent_kind {
 /* Extents are GPU memory, and the worker can import it and wait on its GPU. A cuda device refuses
  * workers that do not name it. */
 #define KVT_FEATURE_CUDA UINT64_C(1)
+/* RECLAIM may be KVT_RECLAIM_KEEP_ADDRESS. Only with extents of kind FD. */
+#define KVT_FEATURE_KEEP_ADDRESS UINT64_C(2)
 
 struct kvt_attach_head {
     uint32_t magic;
@@ -110,7 +112,11 @@ struct kvt_attach_extent {
     uint8_t handle[64];
 };
 
-/* RECLAIM: unmap the extent, once nothing enqueued uses it. RECLAIMED: it is unmapped. */
+/* RECLAIM: unmap the extent, once nothing enqueued uses it. RECLAIMED: it is unmapped.
+ * head.reserved is 0, or in RECLAIM KVT_RECLAIM_KEEP_ADDRESS: the range of addresses stays reserved, and
+ * is the extent's again when another EXTENT brings memory for the same number. A RECLAIM without it
+ * meanwhile gives up the range. */
+#define KVT_RECLAIM_KEEP_ADDRESS 1u
 struct kvt_attach_reclaim {
     struct kvt_attach_head head;
     uint32_t session;

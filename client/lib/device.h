@@ -41,9 +41,15 @@ struct kvt_client_device_ops {
     /* NULL is allowed. Nothing enqueued may use the page any more: drain comes first. */
     void (*close)(struct kvt_client_gpu *g);
 
-    /* 0 and *address, or a negative code. The mapping must not be inherited by fork. */
+    /* *address: NULL, then it is chosen here, or where vacate has left the range; unchanged if this
+     * fails. 0 or a negative code. The mapping must not be inherited by fork. */
     int (*map)(struct kvt_client_gpu *g, const struct kvt_client_import *import, void **address);
     void (*unmap)(struct kvt_client_gpu *g, void *address, uint64_t bytes);
+    /* The memory goes, the range of addresses stays reserved. 0 or a negative code; then it is mapped
+     * as it was. */
+    int (*vacate)(struct kvt_client_gpu *g, void *address, uint64_t bytes);
+    /* Gives up a range that vacate has left. */
+    void (*unreserve)(struct kvt_client_gpu *g, void *address, uint64_t bytes);
     /* Behind what was enqueued before. Ranges do not overlap. */
     int (*move)(struct kvt_client_gpu *g, void *target, const void *source, uint64_t bytes);
     /* What is enqueued afterwards runs once the counter has reached `value`. A device that waits by

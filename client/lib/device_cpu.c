@@ -37,7 +37,9 @@ static int cpu_map(struct kvt_client_gpu *g, const struct kvt_client_import *imp
     if (fstat(import->fd, &st) != 0 || st.st_size < 0 || (uint64_t)st.st_size < import->bytes) {
         return -KVT_EPROTO;
     }
-    void *p = mmap(NULL, import->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, import->fd, 0);
+    int fixed = *address != NULL ? MAP_FIXED : 0;
+    void *p =
+        mmap(*address, import->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | fixed, import->fd, 0);
     if (p == MAP_FAILED) {
         return -KVT_ENOMEM;
     }
@@ -50,6 +52,13 @@ static int cpu_map(struct kvt_client_gpu *g, const struct kvt_client_import *imp
 static void cpu_unmap(struct kvt_client_gpu *g, void *address, uint64_t bytes) {
     (void)g;
     (void)munmap(address, bytes);
+}
+
+static int cpu_vacate(struct kvt_client_gpu *g, void *address, uint64_t bytes) {
+    (void)g;
+    void *p = mmap(address, bytes, PROT_NONE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    return p == MAP_FAILED ? -KVT_ENOMEM : 0;
 }
 
 static int cpu_move(struct kvt_client_gpu *g, void *target, const void *source, uint64_t bytes) {
@@ -100,12 +109,14 @@ static const char *cpu_why(const struct kvt_client_gpu *g) {
 const struct kvt_client_device_ops kvt_client_device_cpu = {
     .name = "cpu",
     .extent_kind = KVT_EXTENT_FD,
-    .features = KVT_FEATURES_NONE,
+    .features = KVT_FEATURE_KEEP_ADDRESS,
     .open = cpu_open,
     .page = cpu_page,
     .close = cpu_close,
     .map = cpu_map,
     .unmap = cpu_unmap,
+    .vacate = cpu_vacate,
+    .unreserve = cpu_unmap,
     .move = cpu_move,
     .wait = cpu_wait,
     .post = cpu_post,

@@ -165,20 +165,23 @@ static CUresult map_allocation(const struct kvt_client_gpu *g, CUmemGenericAlloc
                                uint64_t bytes, CUdeviceptr *address) {
     CUmemAccessDesc access = {.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = g->device},
                               .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
-    CUresult error = g->api->cuMemAddressReserve(address, bytes, 0, 0, 0);
+    CUdeviceptr at = *address;
+    CUresult error =
+        at == 0 ? g->api->cuMemAddressReserve(&at, bytes, 0, 0, 0) : (CUresult)CUDA_SUCCESS;
     if (error != CUDA_SUCCESS) {
         return error;
     }
-    error = g->api->cuMemMap(*address, bytes, 0, handle, 0);
+    error = g->api->cuMemMap(at, bytes, 0, handle, 0);
     if (error == CUDA_SUCCESS) {
-        error = g->api->cuMemSetAccess(*address, bytes, &access, 1);
+        error = g->api->cuMemSetAccess(at, bytes, &access, 1);
         if (error != CUDA_SUCCESS) {
-            (void)g->api->cuMemUnmap(*address, bytes);
+            (void)g->api->cuMemUnmap(at, bytes);
         }
     }
-    if (error != CUDA_SUCCESS) {
-        (void)g->api->cuMemAddressFree(*address, bytes);
+    if (error != CUDA_SUCCESS && *address == 0) {
+        (void)g->api->cuMemAddressFree(at, bytes);
     }
+    *address = error == CUDA_SUCCESS ? at : *address;
     return error;
 }
 
@@ -205,7 +208,7 @@ static CUresult map_ipc(const struct kvt_client_gpu *g, const uint8_t *bytes,
 
 static int cuda_map(struct kvt_client_gpu *g, const struct kvt_client_import *import,
                     void **address) {
-    CUdeviceptr p = 0;
+    CUdeviceptr p = (CUdeviceptr)(uintptr_t)*address;
     CUresult error = CUDA_ERROR_INVALID_VALUE;
     if (g->extent_kind != 0 && g->extent_kind != import->kind) {
         return -KVT_EPROTO; /* WELCOME names one kind for all */
@@ -233,6 +236,21 @@ static void cuda_unmap(struct kvt_client_gpu *g, void *address, uint64_t bytes) 
     } else if (g->api->cuMemUnmap(p, bytes) == CUDA_SUCCESS) {
         (void)g->api->cuMemAddressFree(p, bytes);
     }
+    leave(g, entered);
+}
+
+static int cuda_vacate(struct kvt_client_gpu *g, void *address, uint64_t bytes) {
+    bool entered = enter(g);
+    CUresult error = g->extent_kind == KVT_EXTENT_FD
+                         ? g->api->cuMemUnmap((CUdeviceptr)(uintptr_t)address, bytes)
+                         : CUDA_ERROR_INVALID_VALUE;
+    leave(g, entered);
+    return error == CUDA_SUCCESS ? 0 : failed(g, "cuMemUnmap", error);
+}
+
+static void cuda_unreserve(struct kvt_client_gpu *g, void *address, uint64_t bytes) {
+    bool entered = enter(g);
+    (void)g->api->cuMemAddressFree((CUdeviceptr)(uintptr_t)address, bytes);
     leave(g, entered);
 }
 
@@ -319,13 +337,15 @@ static void cuda_close(struct kvt_client_gpu *g) {
 const struct kvt_client_device_ops kvt_client_device_cuda = {
     .name = "cuda",
     .extent_kind = 0, /* both */
-    .features = KVT_FEATURE_CUDA,
+    .features = KVT_FEATURE_CUDA | KVT_FEATURE_KEEP_ADDRESS,
     .open = cuda_open,
     .close = cuda_close,
 #if KVT_WITH_CUDA
     .page = cuda_page,
     .map = cuda_map,
     .unmap = cuda_unmap,
+    .vacate = cuda_vacate,
+    .unreserve = cuda_unreserve,
     .move = cuda_move,
     .wait = cuda_wait,
     .post = cuda_post,

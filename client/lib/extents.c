@@ -84,14 +84,41 @@ int kvt_client_extents_init(struct kvt_client_extents *t, const struct kvt_clien
 
 /* Unmaps and forgets; the last entry takes its place. Lock held. */
 static void forget(struct kvt_client_extents *t, struct kvt_client_extent *e) {
-    if (e->address != NULL) {
+    if (e->mapped) {
         t->ops->unmap(t->gpu, e->address, e->import.bytes);
+    } else if (e->address != NULL) {
+        t->ops->unreserve(t->gpu, e->address, e->import.bytes);
     }
     if (e->import.fd >= 0) {
         (void)close(e->import.fd);
     }
     *e = t->entries[--t->count];
     index_rebuild(t);
+}
+
+/* Unmaps it, and keeps its addresses. If the device refuses, they go, too: what comes for this number
+ * later is mapped elsewhere. Lock held. */
+static void vacate(struct kvt_client_extents *t, struct kvt_client_extent *e) {
+    if (e->mapped && t->ops->vacate(t->gpu, e->address, e->import.bytes) != 0) {
+        t->ops->unmap(t->gpu, e->address, e->import.bytes);
+        e->address = NULL;
+    }
+    if (e->import.fd >= 0) {
+        (void)close(e->import.fd);
+        e->import.fd = -1;
+    }
+    e->mapped = e->reclaim = false;
+    e->vacant = true;
+    e->used_until = 0;
+}
+
+/* What the daemon asked for. Lock held. */
+static void give_back(struct kvt_client_extents *t, struct kvt_client_extent *e, bool keep) {
+    if (keep) {
+        vacate(t, e);
+    } else {
+        forget(t, e);
+    }
 }
 
 bool kvt_client_extents_take(struct kvt_client_extents *t, uint32_t *id) {
@@ -129,7 +156,14 @@ void kvt_client_extents_close(struct kvt_client_extents *t) {
 /* ---- the library's thread --------------------------------------------------------------------- */
 
 static int add(struct kvt_client_extents *t, uint32_t id, const struct kvt_client_import *import) {
-    if (find(t, id) != NULL) {
+    struct kvt_client_extent *e = find(t, id);
+    if (e != NULL && e->vacant && e->import.bytes == import->bytes) {
+        e->import = *import;
+        e->vacant = false;
+        (void)pthread_cond_broadcast(&t->added);
+        return 0;
+    }
+    if (e != NULL) {
         return -KVT_EEXIST;
     }
     if (t->count == KVT_EXTENTS_MAX) {
@@ -165,14 +199,15 @@ static bool is_free(const struct kvt_client_extents *t, const struct kvt_client_
                           t->ops->passed(t->gpu, t->step, e->used_until));
 }
 
-bool kvt_client_extents_reclaim(struct kvt_client_extents *t, uint32_t id) {
+bool kvt_client_extents_reclaim(struct kvt_client_extents *t, uint32_t id, bool keep) {
     (void)pthread_mutex_lock(&t->lock);
     struct kvt_client_extent *e = find(t, id);
     bool free_now = e == NULL || is_free(t, e);
     if (!free_now) {
         e->reclaim = true;
+        e->keep = keep;
     } else if (e != NULL) {
-        forget(t, e);
+        give_back(t, e, keep);
     }
     (void)pthread_mutex_unlock(&t->lock);
     return free_now;
@@ -184,7 +219,7 @@ bool kvt_client_extents_reclaimable(struct kvt_client_extents *t, uint32_t *id) 
     for (uint32_t i = 0; i < t->count && !found; i++) {
         if (t->entries[i].reclaim && is_free(t, &t->entries[i])) {
             *id = t->entries[i].id;
-            forget(t, &t->entries[i]);
+            give_back(t, &t->entries[i], t->entries[i].keep);
             found = true;
         }
     }
@@ -204,10 +239,15 @@ bool kvt_client_extents_draining(struct kvt_client_extents *t) {
 
 /* ---- the client's user ------------------------------------------------------------------------ */
 
+static struct kvt_client_extent *find_filled(struct kvt_client_extents *t, uint32_t id) {
+    struct kvt_client_extent *e = find(t, id);
+    return e != NULL && !e->vacant ? e : NULL;
+}
+
 /* The reply that names an extent may overtake the packet that brings it: they come by two sockets.
  * Lock held. */
 static struct kvt_client_extent *await(struct kvt_client_extents *t, uint32_t id, int timeout_ms) {
-    struct kvt_client_extent *e = find(t, id);
+    struct kvt_client_extent *e = find_filled(t, id);
     if (e != NULL) {
         return e;
     }
@@ -221,17 +261,18 @@ static struct kvt_client_extent *await(struct kvt_client_extents *t, uint32_t id
     }
     while (e == NULL && !t->closed &&
            pthread_cond_timedwait(&t->added, &t->lock, &deadline) != ETIMEDOUT) {
-        e = find(t, id);
+        e = find_filled(t, id);
     }
     return e;
 }
 
 static int pin(struct kvt_client_extents *t, struct kvt_client_extent *e) {
-    if (e->address == NULL) {
+    if (!e->mapped) {
         int rc = t->ops->map(t->gpu, &e->import, &e->address);
         if (rc != 0) {
             return rc;
         }
+        e->mapped = true;
         if (e->import.fd >= 0) {
             (void)close(e->import.fd);
             e->import.fd = -1;

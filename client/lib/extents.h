@@ -17,11 +17,14 @@
 
 struct kvt_client_extent {
     uint32_t id;
-    bool pinned;                     /* an open step uses it */
-    uint64_t used_until;             /* the step with which that ended; 0: none has used it */
-    bool reclaim;                    /* the daemon wants it back */
+    bool pinned;         /* an open step uses it */
+    uint64_t used_until; /* the step with which that ended; 0: none has used it */
+    bool reclaim;        /* the daemon wants it back */
+    bool keep;           /* ... but for its addresses */
+    bool vacant;         /* it has: the next packet for it brings other memory */
+    bool mapped;
     struct kvt_client_import import; /* fd owned until mapped, then -1 */
-    void *address;                   /* NULL: not mapped yet */
+    void *address;                   /* NULL: never mapped; stays when it becomes vacant */
 };
 
 struct kvt_client_extents {
@@ -45,7 +48,7 @@ int kvt_client_extents_init(struct kvt_client_extents *t, const struct kvt_clien
 /* Unmaps and closes everything. */
 void kvt_client_extents_free(struct kvt_client_extents *t);
 
-/* Takes over import->fd, also on failure. -KVT_EEXIST, -KVT_EBUSY (KVT_EXTENTS_MAX), -KVT_ENOMEM. */
+/* Takes over import->fd, also on failure. What is vacant gets its memory. -KVT_EEXIST, -KVT_EBUSY (KVT_EXTENTS_MAX), -KVT_ENOMEM. */
 int kvt_client_extents_add(struct kvt_client_extents *t, uint32_t id,
                            const struct kvt_client_import *import);
 
@@ -57,10 +60,11 @@ int kvt_client_extents_pin(struct kvt_client_extents *t, uint32_t id, int timeou
  * enqueued). Returns whether an extent that the daemon wants back is, or will soon be, free. */
 bool kvt_client_extents_unpin(struct kvt_client_extents *t, uint64_t step);
 
-/* The daemon wants it back. true: it is unmapped (or was never here): acknowledge. false: an open
- * step uses it, or one that was enqueued: it is found by kvt_client_extents_reclaimable later. */
-bool kvt_client_extents_reclaim(struct kvt_client_extents *t, uint32_t id);
-/* Unmaps and forgets one extent that is wanted back and not in use; false: there is none. */
+/* The daemon wants it back, with `keep` all but its addresses. true: it is unmapped (or was never here):
+ * acknowledge. false: an open step uses it, or one that was enqueued: it is found by
+ * kvt_client_extents_reclaimable later. */
+bool kvt_client_extents_reclaim(struct kvt_client_extents *t, uint32_t id, bool keep);
+/* Unmaps one extent that is wanted back and not in use, as it is wanted; false: there is none. */
 bool kvt_client_extents_reclaimable(struct kvt_client_extents *t, uint32_t *id);
 /* Whether one that is wanted back only waits for what was enqueued: look again soon. */
 bool kvt_client_extents_draining(struct kvt_client_extents *t);

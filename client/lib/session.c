@@ -2,7 +2,7 @@
  *
  *   EXTENT    the fd goes into the extent table; it is mapped when a schedule first names it
  *   RECLAIM   unmapped and acknowledged, at once or when the step that uses it has ended; also for
- *             a former session of this process
+ *             a former session of this process. Its addresses are kept if that is asked for
  *   hang-up   the session is over: every counter of the control page is poisoned, again and again
  *             as long as something enqueued may wait for one or overwrite one
  */
@@ -102,7 +102,7 @@ static bool reclaim_foreign(struct kvt_client *c, uint32_t session, uint32_t ext
     for (struct kvt_client *o = registry; o != NULL; o = o->next) {
         if (o != c && o->welcome.session == session &&
             o->welcome.boot_epoch == c->welcome.boot_epoch) {
-            free_now = kvt_client_extents_reclaim(&o->extents, extent);
+            free_now = kvt_client_extents_reclaim(&o->extents, extent, false);
         }
     }
     (void)pthread_mutex_unlock(&registry_lock);
@@ -112,7 +112,8 @@ static bool reclaim_foreign(struct kvt_client *c, uint32_t session, uint32_t ext
 static void on_reclaim(struct server *s, const struct kvt_attach_reclaim *r) {
     struct kvt_client *c = s->client;
     bool own = r->session == c->welcome.session;
-    bool free_now = own ? kvt_client_extents_reclaim(&c->extents, r->extent)
+    bool keep = (r->head.reserved & KVT_RECLAIM_KEEP_ADDRESS) != 0;
+    bool free_now = own ? kvt_client_extents_reclaim(&c->extents, r->extent, keep)
                         : reclaim_foreign(c, r->session, r->extent);
     if (free_now) {
         acknowledge(c, r->session, r->extent);

@@ -49,6 +49,8 @@ static const char *const rule_names[KVT_BREAK_RULES_COUNT] = {
     "limit-ignored",
     "limit-takes-from-others",
     "prefill-starves",
+    "static-not-returned",
+    "static-returns-empty",
 };
 
 /* What the device may lie about, as enum sim_lie. */
@@ -97,6 +99,7 @@ static void add_stats(struct sim_stats *total, const struct sim_stats *one) {
     total->steps_committed += one->steps_committed;
     total->steps_failed += one->steps_failed;
     total->moves += one->moves;
+    total->vacated += one->vacated;
     total->copies += one->copies;
     total->copied_bytes += one->copied_bytes;
     total->checked_bytes += one->checked_bytes;
@@ -122,12 +125,12 @@ static void print_stats(const struct sim_stats *s) {
            (ull)s->seeds, (ull)s->events, (double)s->virtual_us / 1e6, (ull)s->sessions,
            (ull)s->requests, (ull)s->refused);
     printf("sim: %llu steps committed, %llu schedules failed, %llu moves, %llu copies of %.1f MB, "
-           "%.1f MB checked; %.1f MB migrated, %.1f MB compacted, %.1f MB copied on write, %.1f MB "
-           "of prefetch "
-           "discarded; %llu schedules of steady worlds took the minimum\n",
+           "%.1f MB checked; %.1f MB migrated, %.1f MB compacted, %llu extents vacated, "
+           "%.1f MB copied on write, %.1f MB of prefetch discarded; %llu schedules of steady "
+           "worlds took the minimum\n",
            (ull)s->steps_committed, (ull)s->steps_failed, (ull)s->moves, (ull)s->copies,
            (double)s->copied_bytes / 1e6, (double)s->checked_bytes / 1e6,
-           (double)s->migrated_bytes / 1e6, (double)s->compacted_bytes / 1e6,
+           (double)s->migrated_bytes / 1e6, (double)s->compacted_bytes / 1e6, (ull)s->vacated,
            (double)s->copied_on_write_bytes / 1e6, (double)s->discarded_bytes / 1e6,
            (ull)s->steady_steps);
     printf("sim: %llu injected faults", faults);

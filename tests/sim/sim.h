@@ -348,6 +348,7 @@ struct sim_stats {
     uint64_t steps_committed;
     uint64_t steps_failed;
     uint64_t moves;
+    uint64_t vacated; /* extents */
     uint64_t copies;
     uint64_t copied_bytes;
     uint64_t checked_bytes;

@@ -60,6 +60,7 @@ static void attach(struct sim *sim, void *object, uint64_t process) {
     struct kvt_session_options o = {.tenant = w->tenant,
                                     .device = w->device,
                                     .worker_kind = w->kind,
+                                    .keeps_addresses = sim_chance(r, 500),
                                     .ring = w->ring,
                                     .ring_bytes = w->ring_bytes};
     int session = kvt_engine_session_open(sim->engine, &o);
@@ -278,7 +279,9 @@ static void on_reclaimed(struct sim *sim, void *object, uint64_t extent) {
 
 void sim_worker_reclaim(struct sim *sim, const struct kvt_action *a) {
     struct sim_worker *w = sim_session(sim, a->session);
-    sim_trace(sim, "session %u: extent %u is asked back", a->session, a->extent);
+    sim_trace(sim, "session %u: extent %u is asked back%s", a->session, a->extent,
+              a->value != 0 ? ", but for its addresses" : "");
+    sim->stats.vacated += a->value != 0;
     if (w->process == SIM_GONE || !w->attached) {
         return;
     }

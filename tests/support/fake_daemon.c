@@ -186,13 +186,30 @@ uint8_t *fake_extent(struct fake_daemon *f, uint32_t id, uint64_t bytes) {
     return e->memory;
 }
 
-void fake_reclaim(struct fake_daemon *f, uint32_t session, uint32_t id) {
+static void ask_back(struct fake_daemon *f, uint32_t session, uint32_t id, uint32_t flags) {
     struct kvt_attach_reclaim r = {
-        .head = {.magic = KVT_ATTACH_MAGIC, .type = KVT_ATTACH_RECLAIM, .bytes = sizeof r},
+        .head = {.magic = KVT_ATTACH_MAGIC,
+                 .type = KVT_ATTACH_RECLAIM,
+                 .bytes = sizeof r,
+                 .reserved = flags},
         .session = session,
         .extent = id,
     };
     fake_send_bytes(f, &r, sizeof r);
+}
+
+void fake_reclaim(struct fake_daemon *f, uint32_t session, uint32_t id) {
+    ask_back(f, session, id, 0);
+}
+
+void fake_reclaim_keep(struct fake_daemon *f, uint32_t session, uint32_t id) {
+    ask_back(f, session, id, KVT_RECLAIM_KEEP_ADDRESS);
+}
+
+void fake_reclaimed_forget(struct fake_daemon *f) {
+    (void)pthread_mutex_lock(&f->lock);
+    f->reclaimed_count = 0;
+    (void)pthread_mutex_unlock(&f->lock);
 }
 
 bool fake_reclaimed(struct fake_daemon *f, uint32_t session, uint32_t id, int timeout_ms) {

@@ -101,6 +101,10 @@ bool fake_answer(struct fake_daemon *f, const Kvt__Request *q, Kvt__Reply *r);
 uint8_t *fake_extent(struct fake_daemon *f, uint32_t id, uint64_t bytes);
 void fake_send_extent(struct fake_daemon *f, uint32_t id, uint64_t bytes, int fd, uint32_t session);
 void fake_reclaim(struct fake_daemon *f, uint32_t session, uint32_t id);
+/* ... and keep its addresses. */
+void fake_reclaim_keep(struct fake_daemon *f, uint32_t session, uint32_t id);
+/* Forgets what was given back so far. */
+void fake_reclaimed_forget(struct fake_daemon *f);
 void fake_send_bytes(struct fake_daemon *f, const void *bytes, size_t size);
 /* Whether RECLAIMED for it comes within the time. */
 bool fake_reclaimed(struct fake_daemon *f, uint32_t session, uint32_t id, int timeout_ms);

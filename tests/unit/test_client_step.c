@@ -1,7 +1,9 @@
 /* Steps against a fake daemon: pieces become pointers, counters are posted, failures are told. */
 #include "tests/support/client_rig.h"
 
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -104,6 +106,56 @@ static void test_end_before_done(void) {
     struct kvt_step *second;
     CU_ASSERT_EQUAL(kvt_step_begin(client, cache, NULL, 0, 1, 1, &second), -KVT_ESTATE);
     CU_ASSERT_EQUAL(kvt_step_abort(s), 0);
+    end_test();
+}
+
+/* The address of the first piece of a schedule's first step, and what lies there. */
+static const uint8_t *first_address(uint64_t ready, uint8_t *byte) {
+    const struct kvt_piece *p;
+    struct fake_schedule schedule = two_steps();
+    schedule.steps_count = 1;
+    struct kvt_step *s = begin(&schedule);
+    post_all(ready);
+    CU_ASSERT_EQUAL_FATAL(kvt_step_piece(s, &p), 1);
+    CU_ASSERT_EQUAL(kvt_piece_wait(s, p), 0);
+    const uint8_t *address = p->runs[0].k;
+    *byte = *address;
+    CU_ASSERT_EQUAL(kvt_step_abort(s), 0);
+    return address;
+}
+
+/* Whether nothing of this process may touch the address, though nobody else gets it. */
+static bool is_reserved(const uint8_t *address) {
+    unsigned char in_memory;
+    uintptr_t page = (uintptr_t)address / 4096 * 4096;
+    int zero = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+    bool touchable = read(zero, (void *)(uintptr_t)address, 1) == 1;
+    (void)close(zero);
+    return mincore((void *)page, 4096, &in_memory) == 0 && !touchable;
+}
+
+/* RECLAIM that keeps the address: the memory goes, and other memory comes to the same place. */
+static void test_keep_address(void) {
+    uint8_t byte;
+    begin_test(KVT_SEGMENT);
+    memory[0] = 42;
+    const uint8_t *address = first_address(1, &byte);
+    CU_ASSERT_EQUAL(byte, 42);
+    fake_reclaim_keep(&fake, 5, 100);
+    CU_ASSERT(fake_reclaimed(&fake, 5, 100, 3000));
+    CU_ASSERT(is_reserved(address));
+    CU_ASSERT_EQUAL(client->extents.count, 1);
+    fake_extent(&fake, 100, EXTENT_BYTES)[0] = 43;
+    CU_ASSERT_PTR_EQUAL(first_address(1, &byte), address);
+    CU_ASSERT_EQUAL(byte, 43);
+
+    fake_reclaimed_forget(&fake);
+    fake_reclaim_keep(&fake, 5, 100);
+    CU_ASSERT(fake_reclaimed(&fake, 5, 100, 3000));
+    fake_reclaimed_forget(&fake);
+    fake_reclaim(&fake, 5, 100); /* the cache was closed */
+    CU_ASSERT(fake_reclaimed(&fake, 5, 100, 3000));
+    CU_ASSERT_EQUAL(client->extents.count, 0);
     end_test();
 }
 
@@ -659,6 +711,7 @@ int main(void) {
                            {"leading moves of a failed step", test_leading_moves_of_failed},
                            {"leading moves of an evicted worker", test_leading_moves_of_evicted},
                            {"RECLAIM", test_reclaim},
+                           {"RECLAIM that keeps the address", test_keep_address},
                            {"a short extent", test_short_extent},
                            {"interrupt a wait for a piece", test_interrupt_piece_wait},
                            {"interrupt settle", test_interrupt_settle},

@@ -26,7 +26,7 @@ struct family *session_family(const struct kvt_engine *e, const struct session *
 static bool has_fixed_slots(const struct kvt_engine *e, const struct session *s) {
     struct family *f;
     for (uint32_t at = 0; (f = session_family(e, s, &at)) != NULL;) {
-        if (f->is_static && f->resident_count < f->layer_count) {
+        if (f->is_static && family_streams(f)) {
             return true;
         }
     }
@@ -36,11 +36,11 @@ static bool has_fixed_slots(const struct kvt_engine *e, const struct session *s)
 static bool session_has_demotable(const struct kvt_engine *e, const struct session *s) {
     struct family *f;
     for (uint32_t at = 0; (f = session_family(e, s, &at)) != NULL;) {
-        if (!f->is_static && f->resident_count > 0 && f->gpu_bytes > 0) {
+        if (family_may_leave(e, f) && f->resident_count > 0 && f->gpu_bytes > 0) {
             return true;
         }
     }
-    return s->slot_count > 0 && !has_fixed_slots(e, s);
+    return (s->slot_count > 0 && !has_fixed_slots(e, s)) || session_may_vacate(e, s);
 }
 
 static bool session_is_idle(const struct kvt_engine *e, const struct session *s) {
@@ -49,7 +49,8 @@ static bool session_is_idle(const struct kvt_engine *e, const struct session *s)
            e->now_ms - s->last_step_ms >= e->config.idle_after_ms;
 }
 
-/* Moves an idle session's memory to the host, layer by layer, and its slots last. */
+/* Moves an idle session's memory to the host, layer by layer, and its slots last. What static caches
+ * leave behind are addresses. */
 void demote_progress(struct kvt_engine *e, struct session *s) {
     if (!s->demoting || s->migration.family != NULL || s->schedule.phase != PHASE_NONE) {
         return;
@@ -61,7 +62,7 @@ void demote_progress(struct kvt_engine *e, struct session *s) {
     }
     struct family *f;
     for (uint32_t at = 0; (f = session_family(e, s, &at)) != NULL;) {
-        if (!f->is_static && f->resident_count > 0) {
+        if (family_may_leave(e, f) && f->resident_count > 0) {
             f->demoted = true;
             if (demote_layer(e, s, f) == KVT_WAIT) {
                 return;
@@ -75,6 +76,7 @@ void demote_progress(struct kvt_engine *e, struct session *s) {
     if (!has_fixed_slots(e, s)) {
         slots_free(e, s);
     }
+    session_vacate(e, s);
     s->demoting = false;
     e->epoch++;
 }

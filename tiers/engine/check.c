@@ -28,11 +28,11 @@ static void check_extents(struct check *c) {
         uint64_t used = 0;
         for (uint32_t i = 1; i < e->extent_top; i++) {
             const struct extent *x = &e->extents[i];
-            if (x->state == 0 || x->device != d) {
+            if (x->state == 0 || x->state == EXTENT_VACANT || x->device != d) {
                 continue;
             }
             used += x->bytes;
-            EXPECT(c, x->state == EXTENT_LIVE || x->live_bytes == 0,
+            EXPECT(c, x->state == EXTENT_LIVE || x->vacates || x->live_bytes == 0,
                    "extent %u: state %u with %llu live bytes", x->id, x->state, ULL(x->live_bytes));
             EXPECT(c, x->state != EXTENT_LIVE || x->space.free_bytes + x->live_bytes == x->bytes,
                    "extent %u: %llu free and %llu live of %llu", x->id, ULL(x->space.free_bytes),
@@ -145,7 +145,8 @@ static void check_group(struct check *c, const struct family *f, const struct gr
         bool on_host = g->host[l] != KVT_NOWHERE;
         EXPECT(c, moves || on_host == !f->resident[l], "layer %u: resident %d, on the host %d", l,
                f->resident[l], on_host);
-        EXPECT(c, moves || g->gpu == NULL || on_gpu == f->resident[l],
+        bool keeps = f->is_static && f->demoted && on_gpu;
+        EXPECT(c, moves || keeps || g->gpu == NULL || on_gpu == f->resident[l],
                "layer %u: resident %d, on the device %d", l, f->resident[l], on_gpu);
         EXPECT(c, !on_gpu || extent_find(e, g->gpu[l].extent) != NULL,
                "layer %u: its extent does not exist", l);
@@ -202,7 +203,8 @@ static void check_session(struct check *c, const struct session *s) {
     uint64_t device_bytes = 0;
     for (uint32_t i = 1; i < e->extent_top; i++) {
         const struct extent *x = &e->extents[i];
-        device_bytes += x->state != 0 && x->session == index ? x->bytes : 0;
+        bool charged = x->state != 0 && x->state != EXTENT_VACANT;
+        device_bytes += charged && x->session == index ? x->bytes : 0;
     }
     EXPECT(c, device_bytes == s->device_bytes, "session %u: extents hold %llu, charged %llu", index,
            ULL(device_bytes), ULL(s->device_bytes));

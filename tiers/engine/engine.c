@@ -292,7 +292,7 @@ static void hung_progress(struct kvt_engine *e, struct session *s) {
         }
         session_empty(e, s);
     }
-    if (s->emptied && s->drained && s->dead && s->device_bytes == 0 && s->extents_creating == 0) {
+    if (s->emptied && s->drained && s->dead && s->extent_count == 0 && s->extents_creating == 0) {
         session_forget(e, s);
         action_push(e, KVT_ACTION_SESSION_FREED)->session = session;
     }
@@ -338,8 +338,10 @@ static void progress(struct kvt_engine *e) {
                 session_progress(e, &e->sessions[i]);
             }
         }
+        if (epoch == e->epoch) {
+            extents_sweep(e);
+        }
     } while (epoch != e->epoch);
-    extents_sweep(e);
     host_sweep(e);
 }
 
@@ -358,6 +360,7 @@ int kvt_engine_session_open(struct kvt_engine *e, const struct kvt_session_optio
                               .tenant = o->tenant,
                               .device = o->device,
                               .worker_kind = o->worker_kind,
+                              .keeps_addresses = o->keeps_addresses,
                               .ring = o->ring,
                               .ring_bytes = o->ring_bytes,
                               .step_next = 1,

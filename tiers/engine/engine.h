@@ -54,6 +54,7 @@ struct kvt_session_options {
     uint32_t tenant;      /* memory never crosses tenants un-zeroed */
     uint32_t device;      /* index in the configuration */
     uint32_t worker_kind; /* enum kvt_worker_kind */
+    bool keeps_addresses; /* it can unmap an extent and keep its addresses */
     void *ring;           /* schedule ring, zeroed memory; borrowed until SESSION_FREED */
     uint64_t ring_bytes;
 };
@@ -162,15 +163,17 @@ uint64_t kvt_engine_deadline_ms(const struct kvt_engine *e); /* UINT64_MAX: none
 /* ---- actions --------------------------------------------------------------------------------- */
 
 enum kvt_action_kind {
-    KVT_ACTION_ANSWER = 1,     /* session, answer */
-    KVT_ACTION_PROGRAM,        /* device, program: handed over to the issuer */
-    KVT_ACTION_CANCEL,         /* device, session, value = first operation */
-    KVT_ACTION_SESSION_OPEN,   /* device, session: tell the issuer */
-    KVT_ACTION_SESSION_CLOSE,  /* device, session: tell the issuer; drained comes back */
-    KVT_ACTION_SESSION_FREED,  /* session: nothing refers to page, ring or index any more */
-    KVT_ACTION_EXTENT_CREATE,  /* device, session, extent, bytes: zeroed memory */
-    KVT_ACTION_EXTENT_SEND,    /* session, extent, bytes: export it over the attach socket */
-    KVT_ACTION_EXTENT_RECLAIM, /* session, extent: ask the worker to unmap it */
+    KVT_ACTION_ANSWER = 1,    /* session, answer */
+    KVT_ACTION_PROGRAM,       /* device, program: handed over to the issuer */
+    KVT_ACTION_CANCEL,        /* device, session, value = first operation */
+    KVT_ACTION_SESSION_OPEN,  /* device, session: tell the issuer */
+    KVT_ACTION_SESSION_CLOSE, /* device, session: tell the issuer; drained comes back */
+    KVT_ACTION_SESSION_FREED, /* session: nothing refers to page, ring or index any more */
+    KVT_ACTION_EXTENT_CREATE, /* device, session, extent, bytes: zeroed memory; also for one that was
+                                  destroyed and whose addresses are kept */
+    KVT_ACTION_EXTENT_SEND,   /* session, extent, bytes: export it over the attach socket */
+    KVT_ACTION_EXTENT_RECLAIM, /* session, extent, value: ask the worker to unmap it; 1: and to keep its
+                                  addresses. Of one that has no memory: these are given up */
     KVT_ACTION_EXTENT_DESTROY, /* device, extent */
     KVT_ACTION_HOST_GROW,      /* offset, bytes */
     KVT_ACTION_HOST_SHRINK,    /* offset, bytes */
@@ -349,7 +352,9 @@ enum kvt_broken_rule {
     KVT_BREAK_LIMIT_IGNORED = 30,              /* engine: a session takes what there is */
     KVT_BREAK_LIMIT_TAKES_FROM_OTHERS = 31,    /* engine: for its own limit others give way */
     KVT_BREAK_PREFILL_STARVES = 32,            /* issuer: no class below ever goes first */
-    KVT_BREAK_RULES_COUNT = 33,
+    KVT_BREAK_STATIC_NOT_RETURNED = 33,        /* engine: a static cache steps without its memory */
+    KVT_BREAK_STATIC_RETURNS_EMPTY = 34,       /* engine: ... or with what that happens to hold */
+    KVT_BREAK_RULES_COUNT = 35,
 };
 
 void kvt_engine_break_rules(struct kvt_engine *e, uint64_t rules);

@@ -75,7 +75,7 @@ uint64_t dev_available(const struct kvt_engine *e, const struct session *s) {
 }
 
 static void extent_destroy(struct kvt_engine *e, struct extent *x) {
-    KVT_ASSERT(x->live_bytes == 0);
+    KVT_ASSERT(x->live_bytes == 0 || x->vacates);
     x->state = EXTENT_DESTROYING;
     struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_DESTROY);
     a->device = x->device;
@@ -96,13 +96,65 @@ static void extent_give_back(struct kvt_engine *e, struct extent *x) {
         struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_RECLAIM);
         a->session = x->session;
         a->extent = x->id;
+        a->value = x->vacates;
     }
+}
+
+/* Its memory goes; what is allocated in it stays allocated, at the worker's addresses. */
+void extent_vacate(struct kvt_engine *e, struct extent *x) {
+    KVT_ASSERT(x->state == EXTENT_LIVE);
+    KVT_ASSERT(!x->vacates);
+    x->vacates = true;
+    extent_give_back(e, x);
+}
+
+/* A vacant extent gets memory again. The budget has room for it. */
+void extent_refill(struct kvt_engine *e, struct extent *x) {
+    struct session *s = &e->sessions[x->session];
+    struct device *d = &e->devices[x->device];
+    KVT_ASSERT(x->state == EXTENT_VACANT);
+    KVT_ASSERT(x->bytes <= d->config.budget_bytes - d->used_bytes);
+    x->state = EXTENT_CREATING;
+    d->used_bytes += x->bytes;
+    s->device_bytes += x->bytes;
+    s->extents_creating++;
+    struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_CREATE);
+    a->device = x->device;
+    a->session = x->session;
+    a->extent = x->id;
+    a->bytes = x->bytes;
+}
+
+/* The entry is free again: there is no memory behind it. */
+static void extent_forget(struct kvt_engine *e, struct extent *x) {
+    e->sessions[x->session].extent_count--;
+    kvt_ranges_destroy(&x->space);
+    x->state = 0;
+}
+
+/* Nothing lies in a vacant extent any more: the worker, if it is there, gives up the addresses. */
+static void extent_drop(struct kvt_engine *e, struct extent *x) {
+    if (!e->sessions[x->session].hung) {
+        struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_RECLAIM);
+        a->session = x->session;
+        a->extent = x->id;
+    }
+    extent_forget(e, x);
+    e->epoch++; /* it may have been the last of a session that is gone */
+}
+
+/* No memory is charged for it any more. */
+static void extent_uncharge(struct kvt_engine *e, const struct extent *x) {
+    struct device *d = &e->devices[x->device];
+    KVT_ASSERT(d->used_bytes >= x->bytes);
+    d->used_bytes -= x->bytes;
+    e->sessions[x->session].device_bytes -= x->bytes;
 }
 
 /* Whether memory will come by itself and soon: an extent that the session has asked for, one that is
  * being destroyed, one that a worker was asked for just now. If the session's own limit is what is
  * short (e->short_own) only its own extents count. */
-static bool dev_pending(const struct kvt_engine *e, const struct session *s) {
+bool dev_pending(const struct kvt_engine *e, const struct session *s) {
     for (uint32_t i = 1; i < e->extent_top; i++) {
         const struct extent *x = &e->extents[i];
         const struct session *owner = &e->sessions[x->session];
@@ -127,7 +179,8 @@ bool dev_hoped_for(const struct kvt_engine *e, const struct session *s) {
     for (uint32_t i = 1; i < e->extent_top; i++) {
         const struct extent *x = &e->extents[i];
         const struct session *owner = &e->sessions[x->session];
-        if (x->state == 0 || x->device != s->device || (e->short_own && owner != s)) {
+        if (x->state == 0 || x->state == EXTENT_VACANT || x->device != s->device ||
+            (e->short_own && owner != s)) {
             continue;
         }
         if (x->state == EXTENT_RECLAIMING || owner->hung ||
@@ -212,14 +265,14 @@ void memory_pass_begin(struct kvt_engine *e, struct session *s) {
     s->creating_bytes = 0;
     for (uint32_t i = 1; i < e->extent_top && s->extents_creating > 0; i++) {
         const struct extent *x = &e->extents[i];
-        if (x->state == EXTENT_CREATING && x->session == session_index(e, s)) {
+        if (x->state == EXTENT_CREATING && !x->vacates && x->session == session_index(e, s)) {
             s->creating_bytes += x->bytes;
         }
     }
 }
 
 /* Notes what is short: the session's own limit, or else the budget. */
-static int dev_short(struct kvt_engine *e, const struct session *s, uint64_t bytes) {
+int dev_short(struct kvt_engine *e, const struct session *s, uint64_t bytes) {
     e->short_tier = KVT_TIER_GPU;
     e->short_bytes = bytes;
     const struct kvt_engine_device *c = &e->devices[s->device].config;
@@ -314,6 +367,8 @@ void extents_sweep(struct kvt_engine *e) {
             }
         } else if (x->state == EXTENT_RECLAIMING && e->sessions[x->session].dead) {
             extent_destroy(e, x);
+        } else if (x->state == EXTENT_VACANT && x->live_bytes == 0) {
+            extent_drop(e, x);
         }
     }
 }
@@ -327,7 +382,7 @@ void extent_created(struct kvt_engine *e, uint32_t extent, int code) {
     s->extents_creating--;
     e->epoch++;
     e->devices[x->device].changed_ms = e->now_ms;
-    if (code == 0) {
+    if (code == 0 && !x->vacates) {
         code = kvt_ranges_add(&x->space, 0, x->bytes);
         if (code != 0) {
             extent_destroy(e, x);
@@ -335,16 +390,18 @@ void extent_created(struct kvt_engine *e, uint32_t extent, int code) {
         }
     }
     if (code != 0) {
-        struct device *d = &e->devices[x->device];
-        d->used_bytes -= x->bytes;
-        s->device_bytes -= x->bytes;
-        s->extent_count--;
-        d->full = true;
-        kvt_ranges_destroy(&x->space);
-        x->state = 0;
+        extent_uncharge(e, x);
+        e->devices[x->device].full = true;
+        if (x->vacates) {
+            x->state = EXTENT_VACANT;
+            e->sweep_due = true;
+        } else {
+            extent_forget(e, x);
+        }
         return;
     }
     x->state = EXTENT_LIVE;
+    x->vacates = false;
     e->sweep_due = true; /* the one who asked may have gone meanwhile */
     if (!s->hung) {
         x->sent = true;
@@ -361,15 +418,17 @@ void extent_destroyed(struct kvt_engine *e, uint32_t extent) {
     KVT_ASSERT(x != NULL);
     KVT_ASSERT(x->state == EXTENT_DESTROYING);
     struct device *d = &e->devices[x->device];
-    KVT_ASSERT(d->used_bytes >= x->bytes);
-    d->used_bytes -= x->bytes;
+    extent_uncharge(e, x);
     d->full = false;
     d->changed_ms = e->now_ms;
     e->epoch++;
-    e->sessions[x->session].device_bytes -= x->bytes;
-    e->sessions[x->session].extent_count--;
-    kvt_ranges_destroy(&x->space);
-    x->state = 0;
+    if (x->vacates) {
+        x->state = EXTENT_VACANT;
+        x->sent = false;
+        e->sweep_due = true; /* what lay in it may have gone meanwhile */
+    } else {
+        extent_forget(e, x);
+    }
 }
 
 void extent_reclaimed(struct kvt_engine *e, uint32_t session, uint32_t extent) {

@@ -102,6 +102,25 @@ static void dense_block_copies(const struct kvt_engine *e, const struct cache *c
               v_base + token * bytes->v, tokens * bytes->v);
 }
 
+/* Whether what row `i` has in its planes is there for another row, too, which is longer, or as long and
+ * before it: rows that share a plane's row have the same tokens, as far as they go. */
+static bool row_is_covered(const struct kvt_engine *e, const struct cache *c, uint32_t i) {
+    const struct row *r = &c->rows[i];
+    const struct cache *other;
+    bool before = true;
+    for (uint32_t at = 0; (other = family_cache(e, c->family, &at)) != NULL;) {
+        for (uint32_t j = 0; j < other->row_count && other->planes == c->planes; j++) {
+            const struct row *o = &other->rows[j];
+            before = before && o != r;
+            if (o != r && o->planes_row == r->planes_row &&
+                (o->length > r->length || (o->length == r->length && before))) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
 static void dense_copies(struct kvt_engine *e, const struct migration *m, struct copy_list *list) {
     const struct family *f = m->family;
     uint32_t l = m->layer;
@@ -122,9 +141,12 @@ static void dense_copies(struct kvt_engine *e, const struct migration *m, struct
     uint64_t copied = ++e->walk;
     for (uint32_t at = 0; (c = family_cache(e, f, &at)) != NULL;) {
         for (uint32_t i = 0; i < c->row_count && c->planes != NULL; i++) {
+            if (!m->to_host && row_is_covered(e, c, i)) {
+                continue;
+            }
             for (uint32_t b = 0; b < row_blocks(e, &c->rows[i]); b++) {
                 struct block *block = c->rows[i].blocks[b];
-                if (!m->to_host) { /* every row's plane */
+                if (!m->to_host) { /* every plane's rows */
                     dense_block_copies(e, c, l, &c->rows[i], b, false, list);
                 } else if (block->mark == walk && block_goes(m, block) &&
                            block->mark_tokens == block_tokens_of(e, &c->rows[i], b)) {
@@ -242,9 +264,9 @@ static void migration_flip(struct kvt_engine *e, struct session *s, struct migra
     f->resident[m->layer] = !m->to_host;
     f->changed_ms = m->to_host ? e->now_ms : f->changed_ms;
     f->resident_count += m->to_host ? (uint32_t)-1 : 1u;
-    if (m->to_host) {
+    if (m->to_host && !f->is_static) {
         gpu_places_free(e, f, m->layer);
-    } else {
+    } else if (!m->to_host) {
         host_places_free(e, s, f, m->layer);
     }
 }
@@ -264,6 +286,8 @@ static void migration_end(struct kvt_engine *e, struct session *s, bool flip) {
     } else if (!flip && m->to_host) {
         host_places_free(e, s, m->family, m->layer);
         s->demote_failed = true;
+    } else if (!flip && m->family->is_static) {
+        s->promote_failed = true;
     } else if (!flip) {
         gpu_places_free(e, m->family, m->layer);
         m->family->demoted = false; /* stays where it is; not tried again at every step */
@@ -282,6 +306,10 @@ static void migration_end(struct kvt_engine *e, struct session *s, bool flip) {
 static int copies_submit(struct kvt_engine *e, struct session *s) {
     struct migration *m = &s->migration;
     struct copy_list list = {0};
+    if (KVT_BROKEN(e->rules, KVT_BREAK_STATIC_RETURNS_EMPTY) && m->family->is_static &&
+        !m->to_host) {
+        return 0;
+    }
     if (family_is_segment(e, m->family)) {
         segment_copies(e, m, &list);
     } else {
@@ -458,7 +486,7 @@ int promote_layer(struct kvt_engine *e, struct session *s, struct family *f) {
         resident_layers_most(f->mode, f->layer_count, f->resident_layers_max)) {
         return KVT_READY;
     }
-    if (!family_is_segment(e, f) && planes_renew(e, f) != KVT_READY) {
+    if (!family_is_segment(e, f) && !f->is_static && planes_renew(e, f) != KVT_READY) {
         return KVT_READY;
     }
     guess_discard(e, s, 0);

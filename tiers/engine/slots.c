@@ -9,7 +9,7 @@ static bool slots_are_fixed(const struct kvt_engine *e, const struct session *s)
     for (uint32_t i = 0; i < e->config.caches_max; i++) {
         const struct cache *c = e->caches[i];
         if (c != NULL && &e->sessions[c->session] == s && c->family->is_static &&
-            c->family->resident_count < c->family->layer_count) {
+            family_streams(c->family)) {
             return true;
         }
     }
@@ -75,8 +75,7 @@ void slots_shrink(struct kvt_engine *e, struct session *s) {
     }
     for (uint32_t i = 0; i < e->config.caches_max; i++) {
         const struct cache *c = e->caches[i];
-        if (c != NULL && &e->sessions[c->session] == s &&
-            c->family->resident_count < c->family->layer_count) {
+        if (c != NULL && &e->sessions[c->session] == s && family_streams(c->family)) {
             return;
         }
     }

@@ -71,7 +71,13 @@ struct dev_place {
 
 /* ---- memory ------------------------------------------------------------------------------------ */
 
-enum extent_state { EXTENT_CREATING = 1, EXTENT_LIVE, EXTENT_RECLAIMING, EXTENT_DESTROYING };
+enum extent_state {
+    EXTENT_CREATING = 1,
+    EXTENT_LIVE,
+    EXTENT_RECLAIMING,
+    EXTENT_DESTROYING,
+    EXTENT_VACANT, /* no memory, and nothing is charged; see vacate.c */
+};
 
 struct extent {
     uint32_t id; /* index below 65536 in the low half, generation above it */
@@ -79,6 +85,7 @@ struct extent {
     uint32_t session;
     uint32_t state; /* enum extent_state; 0: the entry is free */
     bool sent;      /* the worker may have mapped it */
+    bool vacates; /* it becomes VACANT, is, or gets its memory back: what lies in it stays there */
     uint64_t bytes;
     uint64_t live_bytes;
     uint64_t movable_bytes; /* of these; used inside one call of compact_begin */
@@ -157,7 +164,8 @@ struct family {
     uint32_t resident_layers_max;
     uint32_t resident_count;
     bool is_static;
-    bool demoted;           /* was idle: all layers went to the host */
+    bool demoted; /* was idle: all layers went to the host; those of static caches keep their
+                               places on the device */
     uint32_t demote_wanted; /* layers that another session waits for */
     uint64_t changed_ms;    /* when a layer last left, or could not come back */
     struct kvt_layer_layout *layers;
@@ -372,6 +380,7 @@ struct session {
     uint32_t tenant;
     uint32_t device;
     uint32_t worker_kind;
+    bool keeps_addresses;
     uint8_t *ring;
     uint64_t ring_bytes;
     uint64_t ring_head;
@@ -389,8 +398,10 @@ struct session {
     struct pending queue[KVT_REQUESTS_MAX];
     uint32_t queue_count;
     struct migration migration;
-    bool demoting;            /* idle: another session wants its memory */
-    bool demote_failed;       /* and it could not be done; tried again after its next step */
+    bool demoting;      /* idle: another session wants its memory */
+    bool demote_failed; /* and it could not be done; tried again after its next step */
+    bool
+        promote_failed; /* a copy of a static layer that came back: not tried again in the same STEP */
     bool compact_failed;      /* likewise */
     uint32_t give_backs_left; /* of its own empty extents, in one request */
     bool settling;            /* a request has begun to gather memory: empty extents stay */
@@ -478,7 +489,11 @@ struct cache *cache_find(const struct kvt_engine *e, uint32_t session, uint32_t 
 
 /* ---- memory.c: extents and host memory --------------------------------------------------------------- */
 void memory_pass_begin(struct kvt_engine *e, struct session *s);
+int dev_short(struct kvt_engine *e, const struct session *s, uint64_t bytes);
+void extent_vacate(struct kvt_engine *e, struct extent *x);
+void extent_refill(struct kvt_engine *e, struct extent *x);
 int dev_reserve(struct kvt_engine *e, struct session *s, uint64_t bytes);
+bool dev_pending(const struct kvt_engine *e, const struct session *s);
 bool dev_hoped_for(const struct kvt_engine *e, const struct session *s);
 void dev_take_from_younger(struct kvt_engine *e, const struct session *s, uint64_t since_ms);
 bool own_empty_give_back(struct kvt_engine *e, struct session *s);
@@ -638,6 +653,13 @@ bool compact_begin(struct kvt_engine *e, struct session *s, const struct session
 void compact_progress(struct kvt_engine *e, struct session *s);
 void compact_end(struct kvt_engine *e, struct session *s, bool moved);
 void compact_forget(struct kvt_engine *e, struct session *s);
+
+/* ---- vacate.c ------------------------------------------------------------------------------------------------- */
+bool family_may_leave(const struct kvt_engine *e, const struct family *f);
+bool family_streams(const struct family *f);
+bool session_may_vacate(const struct kvt_engine *e, const struct session *s);
+void session_vacate(struct kvt_engine *e, struct session *s);
+int session_return(struct kvt_engine *e, struct session *s);
 
 /* ---- admit.c: where memory is taken from -------------------------------------------------------------------- */
 int memory_take(struct kvt_engine *e, struct session *s);

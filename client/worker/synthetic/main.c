@@ -134,6 +134,7 @@ static void report(struct kvt_synth *s, int rc, double elapsed_s) {
                   FIELD(rounds),
                   FIELD(attached),
                   FIELD(wait_us),
+                  FIELD(address_changes),
                   FIELD(to_device_bytes),
                   FIELD(from_device_bytes),
                   FIELD(prefetch_discarded_bytes),
@@ -199,6 +200,7 @@ int main(int argc, char **argv) {
     kvt_synth_samples_free(&s.calls.ends);
     kvt_synth_samples_free(&s.calls.begins);
     free(s.layers);
+    free(s.address);
     return end(rc == 0                       ? KVT_SYNTH_OK
                : rc == KVT_SYNTH_FOUND_WRONG ? KVT_SYNTH_WRONG
                                              : KVT_SYNTH_ERROR);

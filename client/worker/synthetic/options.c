@@ -130,6 +130,7 @@ static const struct option table[] = {
     N("hold-ms", hold_ms, 0, INT32_MAX, "how long; 0: SIGSTOP itself (0)"),
     F("re-attach", re_attach, "when the daemon goes away, attach again and start over"),
     F("progress", progress, "a line on stderr for each schedule"),
+    F("turns", turns, "a schedule of the generation waits for a line on stdin"),
 };
 #define OPTIONS (sizeof table / sizeof table[0])
 

@@ -65,6 +65,7 @@ struct kvt_synth_options {
     int64_t hold_ms;   /* 0: SIGSTOP */
     bool re_attach;
     bool progress;
+    bool turns;
 };
 
 /* Returns -1 to go on, or the status to exit with: help was printed, or a mistake was. */

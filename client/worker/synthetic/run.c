@@ -11,7 +11,8 @@
 int kvt_synth_layout(struct kvt_synth *s) {
     const struct kvt_synth_options *o = s->o;
     s->layers = calloc((size_t)o->layers, sizeof *s->layers);
-    if (s->layers == NULL) {
+    s->address = calloc((size_t)o->layers, sizeof *s->address);
+    if (s->layers == NULL || s->address == NULL) {
         return -KVT_ENOMEM;
     }
     for (int64_t i = 0; i < o->layers; i++) {
@@ -278,6 +279,14 @@ static int prompt(struct kvt_synth *s) {
     return 0;
 }
 
+/* --turns; where no line will come, the rest goes on by itself. */
+static void await_turn(const struct kvt_synth *s) {
+    int c = s->o->turns ? getchar() : EOF;
+    while (c != EOF && c != '\n') {
+        c = getchar();
+    }
+}
+
 static int generate(struct kvt_synth *s) {
     for (int64_t made = 0; made < s->o->tokens;) {
         uint32_t index = kvt_synth_random_below(&s->random, s->cache_count);
@@ -289,6 +298,7 @@ static int generate(struct kvt_synth *s) {
         int64_t left = (s->o->tokens - made + s->o->append - 1) / s->o->append;
         uint32_t steps = (uint32_t)(left < s->o->ahead ? left : s->o->ahead);
         uint32_t done;
+        await_turn(s);
         rc = schedule(s, c, (uint32_t)s->o->append, steps, &done);
         if (rc != 0) {
             return rc;

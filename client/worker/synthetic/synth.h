@@ -30,7 +30,8 @@ struct kvt_synth_totals {
     uint64_t caches;
     uint64_t rounds;
     uint64_t attached;
-    uint64_t wait_us; /* in kvt_piece_wait */
+    uint64_t wait_us;         /* in kvt_piece_wait */
+    uint64_t address_changes; /* of a layer's first token of row 0, between two steps */
     /* sums over caches, asked before each is closed */
     uint64_t to_device_bytes;
     uint64_t from_device_bytes;
@@ -68,6 +69,8 @@ struct kvt_synth {
     uint32_t cache_count;
     struct kvt_synth_totals totals;
     uint64_t steps_begun; /* of this process, for --hold-step */
+    const void **address; /* [layer] where that was in the last step, of cache `address_cache` */
+    uint32_t address_cache;
     struct kvt_synth_calls calls;
     uint64_t limit_bytes; /* --limit: of a step, over the bus */
     double limit_before_s;

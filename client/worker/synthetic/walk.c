@@ -330,6 +330,23 @@ static void hold(struct walk *k) {
     }
 }
 
+/* Static caches promise that a layer stays where it was. */
+static void note_address(struct walk *k, const struct kvt_piece *p) {
+    struct kvt_synth *s = k->s;
+    const struct kvt_run *r = p->run_count > 0 ? &p->runs[0] : NULL;
+    const void *address = s->o->dense ? p->k : r != NULL && r->token_begin == 0 ? r->k : NULL;
+    if (address == NULL || p->layer != p->reader ||
+        (!s->o->dense && (r->row_count == 0 || r->rows[0] != 0))) {
+        return;
+    }
+    if (s->address_cache != k->w->cache->id) {
+        s->address_cache = k->w->cache->id;
+        memset(s->address, 0, (size_t)s->o->layers * sizeof *s->address);
+    }
+    s->totals.address_changes += s->address[p->layer] != NULL && s->address[p->layer] != address;
+    s->address[p->layer] = address;
+}
+
 static int one_piece(struct walk *k, const struct kvt_piece *p) {
     struct kvt_synth *s = k->s;
     int rc = hand_back_late(k, p->reader);
@@ -343,6 +360,7 @@ static int one_piece(struct walk *k, const struct kvt_piece *p) {
         return rc;
     }
     hold(k);
+    note_address(k, p);
     if (s->o->compute_us > 0 && p->last != 0 && s->gpu != NULL) {
         rc = kvt_synth_gpu_spin(s->gpu, (uint32_t)s->o->compute_us);
         if (rc != 0) {
