@@ -200,10 +200,16 @@ EXPORT CUresult cuStreamSynchronize(CUstream s) {
     return fake_here();
 }
 
+/* Counters lie in pinned host memory, or on a GPU. */
+static bool is_counter(CUdeviceptr address) {
+    return fake_inside(address, 8, true) || fake_inside(address, 8, false);
+}
+
 EXPORT CUresult cuStreamWaitValue64(CUstream s, CUdeviceptr address, cuuint64_t value,
                                     unsigned int flags) {
-    fake_must(flags == CU_STREAM_WAIT_VALUE_GEQ, "only GEQ is played");
-    if (!fake_inside(address, 8, true)) {
+    fake_must((flags & ~(unsigned)CU_STREAM_WAIT_VALUE_FLUSH) == CU_STREAM_WAIT_VALUE_GEQ,
+              "only GEQ is played");
+    if (!is_counter(address)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     return submit(s, &(struct op){.kind = WAIT, .target = address, .value = value});
@@ -211,8 +217,8 @@ EXPORT CUresult cuStreamWaitValue64(CUstream s, CUdeviceptr address, cuuint64_t 
 
 EXPORT CUresult cuStreamWriteValue64(CUstream s, CUdeviceptr address, cuuint64_t value,
                                      unsigned int flags) {
-    (void)flags;
-    if (!fake_inside(address, 8, true)) {
+    /* As cuda.h says of this version of the call: there is no write without a barrier. */
+    if (flags != CU_STREAM_WRITE_VALUE_DEFAULT || !is_counter(address)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     return submit(s, &(struct op){.kind = WRITE, .target = address, .value = value});
@@ -223,9 +229,13 @@ EXPORT CUresult cuStreamBatchMemOp(CUstream s, unsigned int count, CUstreamBatch
     CUresult error = CUDA_SUCCESS;
     (void)flags;
     for (unsigned int i = 0; i < count && error == CUDA_SUCCESS; i++) {
-        fake_must(ops[i].operation == CU_STREAM_MEM_OP_WRITE_VALUE_64, "only writes are played");
-        error = cuStreamWriteValue64(s, ops[i].writeValue.address, ops[i].writeValue.value64,
-                                     ops[i].writeValue.flags);
+        bool waits = ops[i].operation == CU_STREAM_MEM_OP_WAIT_VALUE_64;
+        fake_must(waits || ops[i].operation == CU_STREAM_MEM_OP_WRITE_VALUE_64,
+                  "only waits and writes are played");
+        error = waits ? cuStreamWaitValue64(s, ops[i].waitValue.address, ops[i].waitValue.value64,
+                                            ops[i].waitValue.flags)
+                      : cuStreamWriteValue64(s, ops[i].writeValue.address,
+                                             ops[i].writeValue.value64, ops[i].writeValue.flags);
     }
     return error;
 }
