@@ -4,6 +4,14 @@
 
 BUNDLE := build/bundle
 BUNDLE_NAMES := $(PROGRAM_NAMES)
+# What tests/gpu measures there beside them.
+ifeq ($(WITH_CUDA),1)
+BUNDLE_NAMES += bench_stream_ops
+MAIN_bench_stream_ops := tests/bench/bench_stream_ops.c
+IMAGES_bench_stream_ops := $(CUDA_IMAGES)
+USES_bench_stream_ops := cuda
+EXTERN_bench_stream_ops := -ldl -lm
+endif
 # OpenBLAS alone would be larger than all of the bundle may be: there kvtier-run multiplies matrices
 # with plain loops, slower with long prompts on the CPU, equal otherwise.
 BUNDLE_BLAS := $(B)/obj/mk/bundle_blas.o
