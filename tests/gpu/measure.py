@@ -1,13 +1,15 @@
 """What is timed on the GPU: each row of the table beside its limit, which is measured in the same run. A
 goal that is missed is told and is no failure. See run.py."""
 
+import json
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 
-from harness import (GIB, LLAMA, MIB, SMALL, TOKEN_BYTES, WIDE, WIDE_SETS, WIDE_TOKEN_BYTES,
+from harness import (BIN, GIB, LLAMA, MIB, SMALL, TOKEN_BYTES, WIDE, WIDE_SETS, WIDE_TOKEN_BYTES,
                      Skip, ctl, expect_empty, nvidia_smi, state_of, threads_of, verdict, wait_until)
 
 
@@ -178,6 +180,27 @@ def check_hotpath(context):
     context.row("hot path: messages a step between schedules",
                 f"0 (held: 0): with kvtierd-front stopped {steps} steps of open schedules were ended, resident and "
                 "streamed")
+
+
+def check_stream_ops(context):
+    """What a stream's waits and writes cost the GPU a layer, each alone and in other forms. No daemon takes part."""
+    paths = [os.path.join(BIN, "bench_stream_ops"),  # the bundle's, or where it was built
+             os.path.join(os.path.dirname(BIN.rstrip("/")), "tests", "bench", "bench_stream_ops")]
+    few = ["--layers", "4", "--repeats", "2", "--rounds", "2"] if context.fake else []
+    out = subprocess.run([next(filter(os.path.exists, paths), paths[0]), "--json", *few], env=context.environment,
+                         capture_output=True, text=True, timeout=300, check=False)
+    assert out.returncode == 0, f"exit {out.returncode}: {out.stdout}{out.stderr}"
+    cases = {}
+    for case in json.loads(out.stdout)["cases"]:
+        cases.setdefault(case["case"], {})[case["kernel"]] = case
+    for name, of in cases.items():
+        what = "us a layer over the kernel alone" if name != "kernel alone" else "us a layer"
+        found = [f"{case['over_us']:.2f} ({case['low']:.2f} to {case['high']:.2f})" if name != "kernel alone"
+                 else f"{case['us']:.2f}" for case in of.values() if "us" in case]
+        reason = "; ".join(sorted({case["why_not"] for case in of.values() if "why_not" in case}))
+        context.row(f"stream: {name}", f"{' and '.join(found)} {what}, kernels {' and '.join(of)}" +
+                    (f"; enqueued in {of['write']['host_us']:.2f} us" if "us" in of["write"] else "")
+                    if found else f"not measured: {reason}")
 
 
 # ---------------------------------------------------------------- several workers
