@@ -42,6 +42,8 @@ struct kvt_synth_gpu {
     CUevent marks[MARKS_MAX];
     uint32_t mark_count;
     bool timed;
+    double begin_us;
+    uint64_t moved_bytes;
     struct kvt_synth_samples times;
     bool noting;
     struct noted *noted;
@@ -277,6 +279,11 @@ int kvt_synth_gpu_mark(struct kvt_synth_gpu *g) {
     return 0;
 }
 
+void kvt_synth_gpu_began(struct kvt_synth_gpu *g, double begin_us, uint64_t moved_bytes) {
+    g->begin_us = begin_us;
+    g->moved_bytes = moved_bytes;
+}
+
 int kvt_synth_gpu_time(struct kvt_synth_gpu *g) {
     g->timed = true;
     g->mark_count = 0;
@@ -294,7 +301,10 @@ static int read_marks(struct kvt_synth_gpu *g) {
         float ms = 0;
         TRY(cuEventElapsedTime(&ms, g->marks[i - 1], g->marks[i]));
         if (g->timed) {
-            kvt_synth_samples_keep(&g->times, 1000.0 * (double)ms, i == 1);
+            struct kvt_synth_sample sample = {.us = 1000.0 * (double)ms, .first = i == 1};
+            sample.begin_us = sample.first ? g->begin_us : 0;
+            sample.moved_bytes = sample.first ? g->moved_bytes : 0;
+            kvt_synth_samples_keep_sample(&g->times, sample);
         }
     }
     if (g->mark_count > 1) {
@@ -366,7 +376,7 @@ int kvt_synth_gpu_again(struct kvt_synth_gpu *g, uint32_t times, double *us) {
             kvt_synth_samples_free(&samples);
             return failed(g, "cuEventElapsedTime", error);
         }
-        kvt_synth_samples_keep(&samples, 1000.0 * (double)ms, false);
+        kvt_synth_samples_keep(&samples, 1000.0 * (double)ms);
     }
     kvt_synth_samples_sum_up(&samples, &t);
     kvt_synth_samples_free(&samples);
@@ -466,6 +476,12 @@ int kvt_synth_gpu_spin(struct kvt_synth_gpu *g, uint32_t us) {
 int kvt_synth_gpu_mark(struct kvt_synth_gpu *g) {
     (void)g;
     return -KVT_ENOTSUP;
+}
+
+void kvt_synth_gpu_began(struct kvt_synth_gpu *g, double begin_us, uint64_t moved_bytes) {
+    (void)g;
+    (void)begin_us;
+    (void)moved_bytes;
 }
 
 int kvt_synth_gpu_time(struct kvt_synth_gpu *g) {

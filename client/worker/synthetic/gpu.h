@@ -32,6 +32,8 @@ int kvt_synth_gpu_spin(struct kvt_synth_gpu *g, uint32_t us);
 
 /* A step ends here: the time between two such marks is the later step's. */
 int kvt_synth_gpu_mark(struct kvt_synth_gpu *g);
+/* Of the first step since kvt_synth_gpu_sync; see samples.h. */
+void kvt_synth_gpu_began(struct kvt_synth_gpu *g, double begin_us, uint64_t moved_bytes);
 /* Forgets the times so far, and begins to keep them; the first step that is timed is the next one. */
 int kvt_synth_gpu_time(struct kvt_synth_gpu *g);
 void kvt_synth_gpu_time_end(struct kvt_synth_gpu *g);

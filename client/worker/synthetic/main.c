@@ -63,7 +63,8 @@ static int work(struct kvt_synth *s) {
 #define FIELD(name) \
     { #name, offsetof(struct kvt_synth_totals, name) }
 
-#define SLOW_STEPS 5
+#define SLOW_STEPS  5
+#define MOVED_STEPS 32
 
 /* The slowest steps, and whether a STEP was asked for before each. `t` is sorted. */
 static void report_slow(const struct kvt_synth_samples *t) {
@@ -72,6 +73,40 @@ static void report_slow(const struct kvt_synth_samples *t) {
         const struct kvt_synth_sample *p = &t->list[t->count - 1 - i];
         (void)printf("%s{\"step\": %u, \"us\": %.1f, \"first\": %s}", i > 0 ? ", " : "", p->index,
                      p->us, p->first ? "true" : "false");
+    }
+    (void)printf("]");
+}
+
+/* The nearest first step of a schedule that moved nothing, rather behind `at`; NULL: there is none. */
+static const struct kvt_synth_sample *beside(const struct kvt_synth_samples *t, uint32_t at) {
+    const struct kvt_synth_sample *found = NULL;
+    for (uint32_t i = 0; i < t->count && (i < at || found == NULL || found->index < at); i++) {
+        const struct kvt_synth_sample *p = &t->list[i];
+        if (p->first && p->moved_bytes == 0) {
+            found = p;
+        }
+    }
+    return found;
+}
+
+/* First steps of schedules that moved planes, each beside one of a schedule that did not. `t` is in
+ * the order of the steps. */
+static void report_moves(const struct kvt_synth_samples *t) {
+    const char *comma = "";
+    uint32_t listed = 0;
+    (void)printf(", \"moved_steps\": [");
+    for (uint32_t i = 0; i < t->count && listed < MOVED_STEPS; i++) {
+        const struct kvt_synth_sample *p = &t->list[i];
+        const struct kvt_synth_sample *other = p->moved_bytes > 0 ? beside(t, i) : NULL;
+        if (other != NULL) {
+            (void)printf("%s{\"step\": %u, \"bytes\": %" PRIu64
+                         ", \"us\": %.1f, \"begin_us\": %.1f, "
+                         "\"beside_us\": %.1f, \"beside_begin_us\": %.1f}",
+                         comma, p->index, p->moved_bytes, p->us, p->begin_us, other->us,
+                         other->begin_us);
+            comma = ", ";
+            listed++;
+        }
     }
     (void)printf("]");
 }
@@ -87,6 +122,7 @@ static void report_calls(const char *name, struct kvt_synth_samples *calls) {
 static void report_gpu(struct kvt_synth *s) {
     struct kvt_synth_samples *times = kvt_synth_gpu_times(s->gpu);
     struct kvt_synth_summary t;
+    report_moves(times);
     kvt_synth_samples_sum_up(times, &t);
     (void)printf(", \"steps_timed\": %u, \"schedules_timed\": %u, \"step_us\": %.1f, "
                  "\"step_us_p10\": %.1f, "
@@ -140,6 +176,7 @@ static void report(struct kvt_synth *s, int rc, double elapsed_s) {
                   FIELD(prefetch_discarded_bytes),
                   FIELD(migrated_bytes),
                   FIELD(copied_on_write_bytes),
+                  FIELD(planes_moved_bytes),
                   FIELD(steps_committed),
                   FIELD(need_to_device_bytes),
                   FIELD(need_from_device_bytes),

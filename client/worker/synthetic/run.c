@@ -121,6 +121,8 @@ static int begin(struct kvt_synth *s, struct kvt_synth_step *w, uint32_t want, u
         rc = kvt_step_begin(s->client, w->cache->id, some, count, all ? want : 0, steps, &w->step);
     }
     kvt_synth_called(s, &s->calls.begins, begin_ns);
+    s->begin_us = (double)(kvt_synth_now_ns() - begin_ns) / 1000;
+    s->schedule_moved_bytes = 0;
     if (rc == 0 && w->cache->lost) {
         w->cache->lost = false;
         take_lost_back(s, w);
@@ -229,6 +231,10 @@ static int schedule(struct kvt_synth *s, struct kvt_synth_cache *c, uint32_t wan
         }
         rc = one_step(s, &w);
         *done += rc == 0 && !w.aborted;
+    }
+    s->totals.planes_moved_bytes += s->schedule_moved_bytes;
+    if (s->gpu != NULL) {
+        kvt_synth_gpu_began(s->gpu, s->begin_us, s->schedule_moved_bytes);
     }
     if (w.aborted) {
         s->totals.aborts++;

@@ -5,7 +5,7 @@
 
 #define KEPT_MAX (1u << 20)
 
-void kvt_synth_samples_keep(struct kvt_synth_samples *s, double us, bool first) {
+void kvt_synth_samples_keep_sample(struct kvt_synth_samples *s, struct kvt_synth_sample sample) {
     if (s->count == s->capacity) {
         uint32_t capacity = s->capacity == 0 ? 1024 : 2 * s->capacity;
         struct kvt_synth_sample *list =
@@ -16,8 +16,12 @@ void kvt_synth_samples_keep(struct kvt_synth_samples *s, double us, bool first) 
         s->list = list;
         s->capacity = capacity;
     }
-    s->list[s->count] = (struct kvt_synth_sample){.us = us, .index = s->count, .first = first};
-    s->count++;
+    sample.index = s->count;
+    s->list[s->count++] = sample;
+}
+
+void kvt_synth_samples_keep(struct kvt_synth_samples *s, double us) {
+    kvt_synth_samples_keep_sample(s, (struct kvt_synth_sample){.us = us});
 }
 
 void kvt_synth_samples_forget(struct kvt_synth_samples *s) {

@@ -10,6 +10,9 @@ struct kvt_synth_sample {
     double us;
     uint32_t index; /* which one it was, from 0 */
     bool first;     /* the first of a schedule */
+    /* of a schedule's first step: */
+    uint64_t moved_bytes; /* inside the device, before it */
+    double begin_us;      /* the call that began the schedule */
 };
 
 struct kvt_synth_samples {
@@ -29,7 +32,9 @@ struct kvt_synth_summary {
 };
 
 /* At most a million are kept, and none when memory runs out. */
-void kvt_synth_samples_keep(struct kvt_synth_samples *s, double us, bool first);
+void kvt_synth_samples_keep(struct kvt_synth_samples *s, double us);
+/* The same with what else is known; its index is set here. */
+void kvt_synth_samples_keep_sample(struct kvt_synth_samples *s, struct kvt_synth_sample sample);
 void kvt_synth_samples_forget(struct kvt_synth_samples *s);
 void kvt_synth_samples_free(struct kvt_synth_samples *s);
 /* Sorts them, the slowest last. All zero if there is none. */

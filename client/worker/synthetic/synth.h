@@ -13,6 +13,7 @@
 
 #define KVT_SYNTH_CACHES_MAX 65
 #define KVT_SYNTH_ROWS_MAX   1024
+#define KVT_SYNTH_LAYERS_MAX 1024
 
 struct kvt_synth_totals {
     uint64_t tokens; /* appended to rows, in steps that were ended well */
@@ -38,6 +39,7 @@ struct kvt_synth_totals {
     uint64_t prefetch_discarded_bytes;
     uint64_t migrated_bytes;
     uint64_t copied_on_write_bytes;
+    uint64_t planes_moved_bytes; /* dense, when schedules began: as far as planes show it */
     uint64_t steps_committed;
     /* of the cache that was asked last */
     uint64_t need_to_device_bytes;
@@ -80,6 +82,11 @@ struct kvt_synth {
     double bare_before_us; /* --bare: a step without libkvtier; 0: not measured */
     double bare_after_us;
     double *bare_us; /* the current step is followed by that measurement, into here; or NULL */
+    /* dense: where resident layers were in the last step, of this cache */
+    uint32_t planes_cache;
+    const void *planes[KVT_SYNTH_LAYERS_MAX];
+    uint64_t schedule_moved_bytes; /* inside the device, when the schedule began */
+    double begin_us;               /* what the call took that began it */
 };
 
 /* Everything that goes wrong comes back as 0, a negative KVT_E... code with the client's message, or

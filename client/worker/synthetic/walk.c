@@ -35,7 +35,7 @@ uint64_t kvt_synth_now_ns(void) {
 
 void kvt_synth_called(struct kvt_synth *s, struct kvt_synth_samples *kind, uint64_t begin_ns) {
     if (s->calls.kept) {
-        kvt_synth_samples_keep(kind, (double)(kvt_synth_now_ns() - begin_ns) / 1000, false);
+        kvt_synth_samples_keep(kind, (double)(kvt_synth_now_ns() - begin_ns) / 1000);
     }
 }
 
@@ -91,7 +91,7 @@ static int hand_back(struct walk *k, const struct kvt_piece *p) {
 /* Behind a layer's last piece. */
 static void layer_ends(struct kvt_synth *s) {
     if (s->calls.kept) {
-        kvt_synth_samples_keep(&s->calls.layers, (double)s->calls.layer_ns / 1000, false);
+        kvt_synth_samples_keep(&s->calls.layers, (double)s->calls.layer_ns / 1000);
     }
     s->calls.layer_ns = 0;
 }
@@ -297,8 +297,25 @@ static int hand_back_late(struct walk *k, uint32_t layer) {
     return 0;
 }
 
+/* Planes that are elsewhere than in the schedule before were moved when this one began, with what the
+ * rows had. */
+static void count_moved(struct walk *k, const struct kvt_piece *p) {
+    struct kvt_synth *s = k->s;
+    uint64_t bytes = token_bytes(s, p->layer, KVT_SYNTH_K) + token_bytes(s, p->layer, KVT_SYNTH_V);
+    const void *before = s->planes_cache == k->w->cache->id ? s->planes[p->layer] : NULL;
+    for (uint32_t i = 0; i < k->w->cache->row_count && before != NULL && before != p->k; i++) {
+        s->schedule_moved_bytes += k->w->before[i] * bytes;
+    }
+    s->planes[p->layer] = p->k;
+}
+
 static int dense_piece(struct walk *k, const struct kvt_piece *p) {
     int rc = do_planes(k, p, false);
+    if (p->streamed != 0) {
+        k->s->planes[p->layer] = NULL; /* it comes back by migration */
+    } else {
+        count_moved(k, p);
+    }
     if (rc == 0 && k->late_count == LATE_MAX) {
         return wrong(k, p, "%d pieces are held for later readers", LATE_MAX);
     }
@@ -396,5 +413,9 @@ int kvt_synth_walk(struct kvt_synth *s, struct kvt_synth_step *w) {
         }
         w->aborted = ++n == w->abort_after;
     }
+    if (w->aborted) {
+        memset(s->planes, 0, sizeof s->planes); /* of some layers it is not known */
+    }
+    s->planes_cache = w->cache->id;
     return w->aborted ? 0 : hand_back_late(&k, UINT32_MAX);
 }
