@@ -107,6 +107,46 @@ def check_budget80(context):
     budget(context, 80)
 
 
+# ---------------------------------------------------------------- growth
+
+# Of a part of a plane that would be added behind it instead, at addresses that are reserved: created, exported,
+# imported, mapped, made accessible; on a control thread, beside the steps.
+PART_US = 25 + 77 + 69 + 3 + 67
+
+
+def check_growth(context):
+    """What a dense dynamic cache of 32,768 tokens pays for growth, which moves its planes: beside an equal step."""
+    shape, token_bytes = (WIDE, WIDE_TOKEN_BYTES) if context.fake else (LLAMA, TOKEN_BYTES)
+    tokens, chunk, append, ahead, more = (1024, 512, 16, 4, 640) if context.fake else (32768, 4096, 32, 8, 9216)
+    with context.daemon(device=(192 * MIB if context.fake else 16 * GIB),
+                        host=16 * MIB if context.fake else 2 * GIB) as daemon:
+        r = context.synth(daemon, *shape, "--dense", "--mode", "dynamic", "--prompt", tokens, "--chunk", chunk,
+                          "--tokens-max", 2 * tokens, "--append", append, "--tokens", more, "--ahead", ahead)
+        expect_empty(context, daemon)
+    moved = r["moved_steps"]
+    assert set(r["layers"]) == {"R"} and r["migrated_bytes"] == 0 and r["streamed_pieces"] == 0, r
+    assert len(moved) == 3 and all(m["step"] % ahead == 0 for m in moved), moved
+    assert all(m["bytes"] == (tokens + m["step"] * append) * token_bytes for m in moved), moved
+    between = (moved[1]["step"] - moved[0]["step"]) * append
+    period_us = between * r["step_us"]
+    costs = [m["us"] - m["beside_us"] for m in moved]
+    cost_us = sum(costs) / len(costs)
+    asked = [m["begin_us"] - m["beside_begin_us"] for m in moved]
+    parts_us = 2 * len(r["layers"]) * PART_US
+
+    def each(values):
+        return ", ".join(f"{us / 1e3:.2f}" for us in values)
+    context.row(f"growth: {tokens} tokens, dense, all resident",
+                f"the step that moved {each([m['bytes'] / 1e6 for m in moved])} GB took {each([m['us'] for m in moved])} "
+                f"ms; the first of a schedule that moved nothing {each([m['beside_us'] for m in moved])}, the median "
+                f"step {r['step_us'] / 1e3:.2f}. So growth costs {each(costs)} ms, {each(asked)} of it in the "
+                f"call that begins the schedule, once in {between} tokens: on an average {100 * cost_us / period_us:.3f}% "
+                f"of the time of as many steps")
+    context.row("growth in place instead (not built), for comparison",
+                f"2 planes x {len(r['layers'])} layers x {PART_US} us = {parts_us / 1e3:.2f} ms, "
+                f"{100 * parts_us / period_us:.3f}% of that time, on a control thread beside the steps")
+
+
 # ---------------------------------------------------------------- the hot path
 
 # One small piece a layer: the bus has time to spare, and the kernels set the pace.
