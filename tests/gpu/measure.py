@@ -154,12 +154,12 @@ HOT = ["--layers", 32, "--heads", 1, "--k-dim", 128, "--v-dim", 128, "--dtype", 
        "--chunk", 1024, "--no-check"]
 
 
-def hot(context, mode, *more):
+def hot(context, mode, *more, sets=None):
     """A worker whose kernels take longer than the host's work for them. The daemon's part: CPU us a layer of its
     loop and of its copy thread, and times that the loop slept a step. Its start and the prompt are in there.
     4 steps of 6 operations a layer do not fill the stream's queue, so that no call waits for room in it."""
     steps, compute_us = (16, 300) if context.fake else (1024, 50)
-    with context.daemon() as daemon:
+    with context.daemon(sets=sets) as daemon:
         before = threads_of(daemon.pid)
         r = context.synth(daemon, *HOT, "--mode", mode, "--tokens", steps, "--ahead", 4, "--compute-us",
                           compute_us, *more)
@@ -220,6 +220,26 @@ def check_hotpath(context):
     context.row("hot path: messages a step between schedules",
                 f"0 (held: 0): with kvtierd-front stopped {steps} steps of open schedules were ended, resident and "
                 "streamed")
+
+
+def check_hotpath_spin(context):
+    """Whether the sleep of the daemon's copy thread is what a streamed layer costs: without it, in turns."""
+    resident, _ = hot(context, "dynamic", "--bare")
+    assert resident["streamed_pieces"] == 0, resident
+    settings = {"by default": {}, "spin = 1ms": {"device.gpu0.spin": "1ms"}}
+    found = {name: [] for name in settings}
+    for name, sets in 2 * list(settings.items()):
+        r, spent = hot(context, "offloaded", sets=sets)
+        assert r["streamed_pieces"] == r["pieces"] and r["prefetch_discarded_bytes"] == 0, r
+        found[name].append(((r["step_us"] - resident["bare_us"]) / 32, spent[1], r))
+    for name, runs in found.items():
+        idle = [run[0] for run in runs]
+        context.row(f"hot path: GPU idle, us a streamed layer, {name}",
+                    f"{' and '.join(f'{us:.2f}' for us in idle)} ({verdict(max(idle) < 5, 'under 5')}): steps of "
+                    f"{' and '.join('{:.0f}'.format(run[2]['step_us']) for run in runs)} us by GPU events (p10 "
+                    f"{' and '.join('{:.0f}'.format(run[2]['step_us_p10']) for run in runs)}), the same kernels "
+                    f"without waits and posts {resident['bare_us_before']:.0f} and {resident['bare_us_after']:.0f}; copy "
+                    f"thread {' and '.join(f'{run[1]:.2f}' for run in runs)} us of CPU a layer")
 
 
 def check_stream_ops(context):
@@ -377,8 +397,7 @@ HOST_TIER = re.compile(r"host memory: ([\d.]+ \S+) preallocated in ([\d.]+) s, (
                        r"the start, ([\d.]+) GiB/s; (\d+)% in huge pages")
 
 
-def check_hosttier(context):
-    """The host arena comes up, pinned, while the daemon answers: from the daemon's start to the last byte."""
+def host_tier(context, label=""):
     budget = 256 * MIB if context.fake else 48 * GIB
     with context.daemon(host=budget) as daemon:
         start = time.monotonic()
@@ -390,7 +409,18 @@ def check_hosttier(context):
         used = {t["name"]: t["used_bytes"] for t in ctl(context, daemon, "status")["tiers"]}["host"]
         assert used == budget, f"{used} of {budget}"
         expect_empty(context, daemon)
-    context.row(f"host tier: {size} from start to registered",
+    context.row(f"host tier: {size} from start to registered{label}",
                 f"{since_start} s, {rate_since_start} GiB/s ({verdict(float(rate_since_start) >= 15, 'at least 15')}); "
                 f"bringing up alone {took} s, {rate} GiB/s; {huge}% in huge pages; a worker that came at once was "
                 f"served in {served:.2f} s")
+
+
+def check_hosttier(context):
+    """The host arena comes up, pinned, while the daemon answers: from the daemon's start to the last byte."""
+    host_tier(context)
+
+
+def check_hosttier_twice(context):
+    """The same twice in a row: the second start finds memory that the machine has touched before."""
+    for label in (", first start", ", second start, memory touched before"):
+        host_tier(context, label)

@@ -247,7 +247,7 @@ def check_exceed(context):
 CHECKS = {name[len("check_"):]: f for name, f in [*globals().items(), *vars(measure).items()]
           if name.startswith("check_")}
 LONG = ["ratio128k", "two", "two_gpus", "prefill_beside"]
-NAMED_ONLY = ["ratio400k", "kills100", "exceed", "stream_ops"]
+NAMED_ONLY = ["ratio400k", "kills100", "exceed", "stream_ops", "hotpath_spin", "hosttier_twice"]
 
 
 def why_no_gpu(context):
