@@ -72,10 +72,10 @@ class Context:
                      (f"uuid = {uuid}\n" if uuid else ""))
         return Daemon(config=text, sets={**self.sets, **(sets or {})}, environment=self.environment)
 
-    def start(self, daemon, *args, **environment):
+    def start(self, daemon, *args, stdin=subprocess.DEVNULL, **environment):
         return subprocess.Popen(
             [program("kvtier-synth"), "--runtime-dir", daemon.runtime_dir, "--device-kind", "cuda",
-             *map(str, args)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+             *map(str, args)], stdin=stdin, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, env={**self.environment, **environment})
 
     def finish(self, worker, status=0, timeout_s=300):

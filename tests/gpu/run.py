@@ -25,7 +25,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import measure  # noqa: E402
 from harness import (EDITS, GIB, KINDS, LLAMA, MIB, MODES, SMALL, TOKEN_BYTES, WIDE,  # noqa: E402
-                     WIDE_SETS, WIDE_TOKEN_BYTES, Context, Skip, expect_empty, gpu_used_bytes, memory_left_bytes,
+                     WIDE_SETS, WIDE_TOKEN_BYTES, Context, Skip, ctl, expect_empty, gpu_used_bytes, memory_left_bytes,
                      nvidia_smi, program, state_of, tiers, verdict, wait_until)
 
 # ---------------------------------------------------------------- the checks
@@ -165,6 +165,52 @@ def check_reclaim(context):
         context.row(f"three caches in a budget for less, {kind}",
                     f"{sum(r['migrated_bytes'] for r in results) / 1e6:.0f} MB migrated, "
                     f"{sum(r['streamed_pieces'] for r in results)} pieces streamed, all right")
+
+
+def turns(context, daemon, arguments, count):
+    """Two workers step in turn, each when the other has been idle for long enough to give way. Returns what they
+    say, and the longest turn: a STEP that brought a cache back."""
+    def idle(worker):
+        mine = [w for w in ctl(context, daemon, "status")["workers"] if w["pid"] == worker.pid]
+        return mine[0]["state"] == "idle" and int(mine[0]["idle_ms"]) > 400
+
+    def line_of(worker):
+        line = worker.stderr.readline()
+        assert "steps" in line, line + worker.stderr.read()
+
+    workers, longest = [], 0
+    for seed in (1, 2):
+        worker = context.start(daemon, *arguments, "--tokens", count + 1, "--turns", "--progress", "--seed", seed,
+                               stdin=subprocess.PIPE)
+        workers.append(worker)
+        line_of(worker)  # the prompt is one chunk
+        wait_until(lambda one=worker: idle(one), "it is idle", 30)
+    for worker in workers * count:
+        start = time.monotonic()
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+        line_of(worker)
+        longest = max(longest, time.monotonic() - start)
+        wait_until(lambda one=worker: idle(one), "it is idle", 30)
+    return [context.finish(worker) for worker in workers], longest
+
+
+def check_static_idle(context):
+    """Static caches that do not fit together: an idle one's memory goes to the other, and its addresses stay."""
+    shape, token_bytes, tokens = (WIDE, WIDE_TOKEN_BYTES, 1024) if context.fake else (LLAMA, TOKEN_BYTES, 8192)
+    kv, count = tokens * token_bytes, 3
+    for dense in [[], ["--dense"]]:
+        with context.daemon(device=kv * 3 // 2, host=4 * kv, sets=WIDE_SETS if context.fake else None) as daemon:
+            results, longest = turns(context, daemon, [*shape, "--mode", "static", "--tokens-max", tokens,
+                                                       "--prompt", tokens - 8, "--chunk", tokens, *dense], count)
+            expect_empty(context, daemon)
+        assert all(r["address_changes"] == 0 for r in results), results
+        assert all(r["migrated_bytes"] > 2 * count * kv * 0.9 for r in results), results
+        context.row(f"two static caches of {kv / 1e9:.2f} GB in {kv * 1.5 / 1e9:.2f} GB take turns, "
+                    f"{results[0]['worker']}",
+                    f"{2 * count} turns, {sum(r['migrated_bytes'] for r in results) / 1e9:.2f} GB there and back, "
+                    f"the longest turn {longest:.2f} s; no address has changed, "
+                    f"{sum(r['bytes_checked'] for r in results) / 1e9:.2f} GB compared, all right")
 
 
 def orphans(context, kind):

@@ -323,10 +323,10 @@ static void answer_expired(struct kvt_engine *e, const struct session *s, const 
 void queue_expire(struct kvt_engine *e, struct session *s) {
     for (uint32_t i = 0; i < s->queue_count;) {
         struct pending *p = &s->queue[i];
-        if (p->started && e->now_ms - p->since_ms >= ASK_AGAIN_MS) {
+        bool waits = waits_for_memory(e, s, p); /* and not for what its own worker leaves undone */
+        if (waits && e->now_ms - p->since_ms >= ASK_AGAIN_MS) {
             dev_take_from_younger(e, s, p->since_ms);
         }
-        bool waits = waits_for_memory(e, s, p);
         if (waits) {
             clock_renew(e, s, p);
         }
