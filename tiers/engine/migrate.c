@@ -279,15 +279,17 @@ static void moved_forget(struct family *f) {
     }
 }
 
-static void migration_end(struct kvt_engine *e, struct session *s, bool flip) {
+/* code: 0, or why it stays where it was. */
+static void migration_end(struct kvt_engine *e, struct session *s, int code) {
     struct migration *m = &s->migration;
+    bool flip = code == 0;
     if (flip && (m->family->resident[m->layer] == m->to_host)) {
         migration_flip(e, s, m);
     } else if (!flip && m->to_host) {
         host_places_free(e, s, m->family, m->layer);
         s->demote_failed = true;
     } else if (!flip && m->family->is_static) {
-        s->promote_failed = true;
+        s->promote_failed = code;
     } else if (!flip) {
         gpu_places_free(e, m->family, m->layer);
         m->family->demoted = false; /* stays where it is; not tried again at every step */
@@ -380,7 +382,7 @@ void migrate_progress(struct kvt_engine *e, struct session *s) {
     }
     rc = rc == KVT_READY ? copies_submit(e, s) : rc;
     if (rc <= 0) {
-        migration_end(e, s, rc == 0);
+        migration_end(e, s, rc);
         return;
     }
     m->submitted = true;
@@ -413,7 +415,7 @@ void migrate_completion(struct kvt_engine *e, struct session *s, struct op_recor
     } else {
         migrated(s, m->family, done ? r->bytes : 0, e);
         if (m->submitted) {
-            migration_end(e, s, done);
+            migration_end(e, s, done ? 0 : -KVT_EIO);
         } else if (!done) {
             moved_forget(m->family);
         }

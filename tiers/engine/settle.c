@@ -296,7 +296,7 @@ static int settle_promotion(struct kvt_engine *e, struct session *s, struct fami
         return KVT_WAIT;
     }
     if (f->is_static && f->demoted) {
-        int rc = s->promote_failed ? -KVT_EIO : promote_layer(e, s, f);
+        int rc = s->promote_failed != 0 ? s->promote_failed : promote_layer(e, s, f);
         f->demoted = rc != KVT_READY;
         return rc;
     }
@@ -320,19 +320,19 @@ int step_request(struct kvt_engine *e, struct session *s, struct pending *p, cha
     if (!p->started) {
         s->demote_failed = false;
         s->compact_failed = false;
-        s->promote_failed = false;
+        s->promote_failed = 0;
     }
     int rc = KVT_BROKEN(e->rules, KVT_BREAK_STATIC_NOT_RETURNED) ? KVT_READY : session_return(e, s);
     if (rc == -KVT_EQUOTA) {
         return memory_take(e, s);
     }
     rc = rc == KVT_READY ? settle_promotion(e, s, c->family, !p->started) : rc;
-    if (rc == -KVT_EIO) {
+    if (rc < 0) {
         kvt_text_format(
             text, KVT_TEXT_BYTES,
-            "step: cache %u was idle, and a layer of it could not be copied back to the "
-            "device; nothing is lost: try again, or close it",
-            c->id);
+            "step: cache %u was idle, and a layer of it cannot come back to the device: %s; "
+            "nothing is lost: try again, or close it",
+            c->id, kvt_error_text(rc));
     }
     if (rc != KVT_READY) {
         return rc;

@@ -398,11 +398,10 @@ struct session {
     struct pending queue[KVT_REQUESTS_MAX];
     uint32_t queue_count;
     struct migration migration;
-    bool demoting;      /* idle: another session wants its memory */
-    bool demote_failed; /* and it could not be done; tried again after its next step */
-    bool
-        promote_failed; /* a copy of a static layer that came back: not tried again in the same STEP */
-    bool compact_failed;      /* likewise */
+    bool demoting;       /* idle: another session wants its memory */
+    bool demote_failed;  /* and it could not be done; tried again after its next step */
+    int promote_failed;  /* why a static layer could not come back; not tried again in that STEP */
+    bool compact_failed; /* likewise */
     uint32_t give_backs_left; /* of its own empty extents, in one request */
     bool settling;            /* a request has begun to gather memory: empty extents stay */
     uint32_t cache_count;
