@@ -410,34 +410,36 @@ int row_copy(struct kvt_engine *e, struct cache *c, const struct row *from, stru
 
 /* ---- places ------------------------------------------------------------------------------------------ */
 
+struct group_part group_part(const struct kvt_engine *e, const struct group *g, uint32_t layer,
+                             uint32_t first, uint32_t count) {
+    uint64_t k = (uint64_t)e->config.block_tokens * g->family->bytes[layer].k;
+    uint64_t v = (uint64_t)e->config.block_tokens * g->family->bytes[layer].v;
+    return (struct group_part){.k_offset = first * k,
+                               .k_bytes = count * k,
+                               .v_offset = g->block_count * k + first * v,
+                               .v_bytes = count * v};
+}
+
 uint64_t block_host_k(const struct kvt_engine *e, const struct block *b, uint32_t layer) {
-    const struct group *g = b->group;
-    KVT_ASSERT(g->host[layer] != KVT_NOWHERE);
-    return g->host[layer] + (uint64_t)b->index * e->config.block_tokens * g->family->bytes[layer].k;
+    KVT_ASSERT(b->group->host[layer] != KVT_NOWHERE);
+    return b->group->host[layer] + group_part(e, b->group, layer, b->index, 1).k_offset;
 }
 
 uint64_t block_host_v(const struct kvt_engine *e, const struct block *b, uint32_t layer) {
-    const struct group *g = b->group;
-    const struct layer_bytes *t = &g->family->bytes[layer];
-    KVT_ASSERT(g->host[layer] != KVT_NOWHERE);
-    return g->host[layer] + (uint64_t)e->config.block_tokens *
-                                ((uint64_t)g->block_count * t->k + (uint64_t)b->index * t->v);
+    KVT_ASSERT(b->group->host[layer] != KVT_NOWHERE);
+    return b->group->host[layer] + group_part(e, b->group, layer, b->index, 1).v_offset;
 }
 
 struct dev_place block_gpu_k(const struct kvt_engine *e, const struct block *b, uint32_t layer) {
-    const struct group *g = b->group;
-    struct dev_place p = g->gpu[layer];
+    struct dev_place p = b->group->gpu[layer];
     KVT_ASSERT(p.extent != 0);
-    p.offset += (uint64_t)b->index * e->config.block_tokens * g->family->bytes[layer].k;
+    p.offset += group_part(e, b->group, layer, b->index, 1).k_offset;
     return p;
 }
 
 struct dev_place block_gpu_v(const struct kvt_engine *e, const struct block *b, uint32_t layer) {
-    const struct group *g = b->group;
-    const struct layer_bytes *t = &g->family->bytes[layer];
-    struct dev_place p = g->gpu[layer];
+    struct dev_place p = b->group->gpu[layer];
     KVT_ASSERT(p.extent != 0);
-    p.offset += (uint64_t)e->config.block_tokens *
-                ((uint64_t)g->block_count * t->k + (uint64_t)b->index * t->v);
+    p.offset += group_part(e, b->group, layer, b->index, 1).v_offset;
     return p;
 }

@@ -139,12 +139,11 @@ static int moves_gather(struct kvt_engine *e, struct session *s, const struct ex
 }
 
 /* K and V of the blocks that were handed out. */
-static uint32_t move_copies(const struct kvt_engine *e, const struct family *f,
-                            const struct move *m, struct kvt_copy *out) {
-    uint64_t k = (uint64_t)e->config.block_tokens * f->bytes[m->layer].k;
-    uint64_t v = (uint64_t)e->config.block_tokens * f->bytes[m->layer].v;
-    const uint64_t offset[] = {0, m->group->block_count * k};
-    const uint64_t bytes[] = {m->group->taken * k, m->group->taken * v};
+static uint32_t move_copies(const struct kvt_engine *e, const struct move *m,
+                            struct kvt_copy *out) {
+    struct group_part p = group_part(e, m->group, m->layer, 0, m->group->taken);
+    const uint64_t offset[] = {p.k_offset, p.v_offset};
+    const uint64_t bytes[] = {p.k_bytes, p.v_bytes};
     uint32_t count = 0;
     for (uint32_t i = 0; i < 2; i++) {
         struct kvt_place from = {.tier = KVT_TIER_GPU,
@@ -169,7 +168,7 @@ static int moves_submit(struct kvt_engine *e, struct session *s) {
         return -KVT_ENOMEM;
     }
     for (uint32_t i = 0; i < m->move_count; i++) {
-        count += move_copies(e, m->moves[i].group->family, &m->moves[i], &copies[count]);
+        count += move_copies(e, &m->moves[i], &copies[count]);
     }
     int rc = count > 0 ? copy_op_emit(e, s, copies, count) : 0;
     free(copies);

@@ -281,6 +281,14 @@ int dev_short(struct kvt_engine *e, const struct session *s, uint64_t bytes) {
     return -KVT_EQUOTA;
 }
 
+/* Bytes of the extent that is made for a place of so many: its own, or one for several such places, with
+ * no rest that fits nothing. */
+uint64_t dev_extent_bytes(const struct kvt_engine_device *config, uint64_t bytes) {
+    uint64_t alone = round_up(bytes, config->granule_bytes);
+    uint64_t packed = round_up(config->extent_bytes, config->granule_bytes);
+    return alone > packed / 2 ? alone : packed / alone * alone;
+}
+
 int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct dev_place *out) {
     KVT_ASSERT(bytes > 0);
     if (bytes > e->devices[s->device].config.worker_max_bytes) {
@@ -297,13 +305,10 @@ int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct de
         return KVT_WAIT;
     }
     const struct kvt_engine_device *config = &e->devices[s->device].config;
-    uint64_t small = round_up(bytes, config->granule_bytes);
-    uint64_t packed = round_up(config->extent_bytes, config->granule_bytes);
-    uint64_t want =
-        small > packed / 2 ? small : packed / small * small; /* no rest that fits nothing */
+    uint64_t want = dev_extent_bytes(config, bytes);
     uint64_t available = dev_available(e, s);
     if (want > available) {
-        want = small;
+        want = round_up(bytes, config->granule_bytes);
     }
     if (want <= available) {
         rc = extent_create(e, s, want);

@@ -70,18 +70,15 @@ static bool block_goes(const struct migration *m, const struct block *b) {
 
 static void segment_copies(const struct kvt_engine *e, const struct migration *m,
                            struct copy_list *list) {
-    const struct family *f = m->family;
     uint32_t l = m->layer;
-    uint64_t k = (uint64_t)e->config.block_tokens * f->bytes[l].k;
-    uint64_t v = (uint64_t)e->config.block_tokens * f->bytes[l].v;
-    for (struct group *g = f->groups; g != NULL; g = g->next) {
+    for (struct group *g = m->family->groups; g != NULL; g = g->next) {
         for (uint32_t i = 0, n; i < g->taken; i += n) {
             for (n = 0; i + n < g->taken && block_goes(m, &g->blocks[i + n]); n++) {
                 g->blocks[i + n].moved = m->early;
             }
-            copy_push(list, m->to_host, g->host[l] + i * k, g->gpu[l], i * k, n * k);
-            copy_push(list, m->to_host, g->host[l] + g->block_count * k + i * v, g->gpu[l],
-                      g->block_count * k + i * v, n * v);
+            struct group_part p = group_part(e, g, l, i, n);
+            copy_push(list, m->to_host, g->host[l] + p.k_offset, g->gpu[l], p.k_offset, p.k_bytes);
+            copy_push(list, m->to_host, g->host[l] + p.v_offset, g->gpu[l], p.v_offset, p.v_bytes);
             n += n == 0;
         }
     }

@@ -8,12 +8,12 @@
 
 #include <string.h>
 
-/* Extents that places would be packed into, one behind the other, as dev_alloc does. */
+/* Extents that places would be packed into, one behind the other. */
 struct pack {
-    uint64_t granule_bytes;
-    uint64_t extent_bytes;
+    const struct kvt_engine_device *config;
     uint64_t used_bytes;
-    uint64_t left_bytes;  /* in the last extent of several places */
+    uint64_t last_bytes;  /* of the last extent for several places */
+    uint64_t left_bytes;  /* in it */
     uint64_t small_bytes; /* of the places in it, if each had an extent of its own */
 };
 
@@ -26,8 +26,9 @@ static void pack_places(struct pack *p, uint64_t count, uint64_t bytes) {
         return;
     }
     bytes = round_up(bytes, KVT_ALIGN_BYTES);
-    uint64_t small = round_up(bytes, p->granule_bytes);
-    if (small > p->extent_bytes / 2) {
+    uint64_t small = round_up(bytes, p->config->granule_bytes);
+    uint64_t extent = dev_extent_bytes(p->config, bytes);
+    if (extent == small) {
         p->used_bytes = add(p->used_bytes, size_of(1, count, small));
         return;
     }
@@ -36,19 +37,19 @@ static void pack_places(struct pack *p, uint64_t count, uint64_t bytes) {
     p->small_bytes = add(p->small_bytes, size_of(1, fit, small));
     count -= fit;
     if (count > 0) {
-        uint64_t each = p->extent_bytes / bytes;
+        uint64_t each = extent / bytes;
         uint64_t last = count % each == 0 ? each : count % each;
-        p->used_bytes = add(p->used_bytes, size_of(1, (count + each - 1) / each, p->extent_bytes));
-        p->left_bytes = p->extent_bytes - last * bytes;
+        p->used_bytes = add(p->used_bytes, size_of(1, (count + each - 1) / each, extent));
+        p->last_bytes = extent;
+        p->left_bytes = extent - last * bytes;
         p->small_bytes = last * small;
     }
 }
 
 /* Where the budget ends the last extent is as small as it can be. */
 static uint64_t pack_bytes(const struct pack *p) {
-    bool smaller = p->small_bytes < p->extent_bytes && p->used_bytes >= p->extent_bytes;
-    return p->small_bytes > 0 && smaller ? p->used_bytes - p->extent_bytes + p->small_bytes
-                                         : p->used_bytes;
+    bool smaller = p->small_bytes > 0 && p->small_bytes < p->last_bytes;
+    return smaller ? p->used_bytes - p->last_bytes + p->small_bytes : p->used_bytes;
 }
 
 struct need {
@@ -88,7 +89,8 @@ static void need_planes(const struct cache *c, uint32_t capacity, struct need *n
             f->resident[l] ? add(whole, (bytes / KVT_ALIGN_BYTES + 1) * KVT_ALIGN_BYTES) : whole;
     }
     if (whole > 0) {
-        n->device.used_bytes = add(n->device.used_bytes, round_up(whole, n->device.granule_bytes));
+        n->device.used_bytes =
+            add(n->device.used_bytes, round_up(whole, n->device.config->granule_bytes));
     }
 }
 
@@ -185,7 +187,10 @@ static bool need_of(struct kvt_engine *e, struct session *s, const struct pendin
         return rc == 0;
     }
     if (c != NULL) {
-        need_step(e, s, c, r, n);
+        n->device.used_bytes = session_vacant_bytes(e, s);
+        if (!c->family->is_static || n->device.used_bytes == 0) {
+            need_step(e, s, c, r, n);
+        }
         *is_static = c->family->mode == KVT_MODE_STATIC;
     }
     return c != NULL;
@@ -197,9 +202,7 @@ void refuse_text(struct kvt_engine *e, struct session *s, const struct pending *
     const struct device *d = &e->devices[s->device];
     const struct kvt_engine_config *config = &e->config;
     bool is_static = false;
-    uint64_t granule = d->config.granule_bytes;
-    struct need n = {.device = {.granule_bytes = granule,
-                                .extent_bytes = round_up(d->config.extent_bytes, granule)}};
+    struct need n = {.device = {.config = &d->config}};
     uint64_t need = e->short_bytes;
     if (need_of(e, s, p, &n, &is_static)) {
         uint64_t all = host ? n.host_bytes : pack_bytes(&n.device);
@@ -209,42 +212,35 @@ void refuse_text(struct kvt_engine *e, struct session *s, const struct pending *
     uint64_t others = host ? e->host.live_bytes - own : d->used_bytes - s->device_bytes;
     uint64_t budget = host ? config->host_budget_bytes : d->config.budget_bytes;
     uint64_t own_max = host ? config->host_worker_max_bytes : d->config.worker_max_bytes;
-    const char *tier = host ? "host" : "device";
-    const char *close = s->cache_count > (create ? 0u : 1u) ? ", close a cache" : "";
-    const char *tail = host        ? " or shorten the context"
-                       : is_static ? " or use an offloaded mode"
-                                   : " or take fewer rows or tokens";
-    if (e->short_own) {
-        kvt_text_format(text, KVT_TEXT_BYTES,
-                        "%s: %s memory: %llu bytes more are needed, and this worker holds %llu of "
-                        "the %llu that one worker may; raise [%s] worker_max to %llu%s%s",
-                        create ? "create" : "step", tier, (unsigned long long)need,
-                        (unsigned long long)own, (unsigned long long)own_max,
-                        host ? "host" : "device NAME", (unsigned long long)add(own, need), close,
-                        tail);
-        return;
-    }
     uint64_t least = add(own + others, need);
-    if (least <=
-        budget) { /* the machine or the device has less than the budget, or it lies in holes */
-        bool full = host ? e->host.full : d->full;
-        kvt_text_format(text, KVT_TEXT_BYTES,
-                        "%s: %s memory: %llu bytes more are needed, %llu of the budget of %llu are "
-                        "in use (%llu by this worker), and %s; %s%s%s",
-                        create ? "create" : "step", tier, (unsigned long long)need,
+    char use[160];
+    char help[96];
+    const char *why = "";
+    if (e->short_own) {
+        kvt_text_format(use, sizeof(use),
+                        "and this worker holds %llu of the %llu that one worker may",
+                        (unsigned long long)own, (unsigned long long)own_max);
+        kvt_text_format(help, sizeof(help), "raise [%s] worker_max to %llu",
+                        host ? "host" : "device NAME", (unsigned long long)add(own, need));
+    } else {
+        kvt_text_format(use, sizeof(use),
+                        "%llu of the budget of %llu are in use (%llu by this worker)",
                         (unsigned long long)(own + others), (unsigned long long)budget,
-                        (unsigned long long)own,
-                        full ? "there is less memory than the budget says"
-                             : "what is free lies in pieces that are too small",
-                        full ? "lower the budget" : "try again", close, tail);
-        return;
+                        (unsigned long long)own);
+        kvt_text_format(help, sizeof(help), "raise %s budget to %llu",
+                        host ? "[host]" : "the device's", (unsigned long long)least);
+        why = host || own + others == 0 ? "" : " and none can be moved to the host";
     }
-    kvt_text_format(text, KVT_TEXT_BYTES,
-                    "%s: %s memory: %llu bytes more are needed, %llu of the budget of %llu are in "
-                    "use (%llu by this worker)%s; raise %s budget to %llu%s%s",
-                    create ? "create" : "step", tier, (unsigned long long)need,
-                    (unsigned long long)(own + others), (unsigned long long)budget,
-                    (unsigned long long)own,
-                    host || own + others == 0 ? "" : " and none can be moved to the host",
-                    host ? "[host]" : "the device's", (unsigned long long)least, close, tail);
+    if (!e->short_own && least <= budget) {
+        bool full = host ? e->host.full : d->full;
+        why = full ? ", and there is less memory than the budget says"
+                   : ", and what is free lies in pieces that are too small";
+        kvt_text_format(help, sizeof(help), full ? "lower the budget" : "try again");
+    }
+    kvt_text_format(text, KVT_TEXT_BYTES, "%s: %s memory: %llu bytes more are needed, %s%s; %s%s%s",
+                    create ? "create" : "step", host ? "host" : "device", (unsigned long long)need,
+                    use, why, help, s->cache_count > (create ? 0u : 1u) ? ", close a cache" : "",
+                    host        ? " or shorten the context"
+                    : is_static ? " or use an offloaded mode"
+                                : " or take fewer rows or tokens");
 }

@@ -496,6 +496,7 @@ bool dev_pending(const struct kvt_engine *e, const struct session *s);
 bool dev_hoped_for(const struct kvt_engine *e, const struct session *s);
 void dev_take_from_younger(struct kvt_engine *e, const struct session *s, uint64_t since_ms);
 bool own_empty_give_back(struct kvt_engine *e, struct session *s);
+uint64_t dev_extent_bytes(const struct kvt_engine_device *config, uint64_t bytes);
 int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct dev_place *out);
 int dev_alloc_hole(struct kvt_engine *e, struct session *s, uint64_t bytes, uint32_t except,
                    struct dev_place *out);
@@ -535,6 +536,13 @@ void block_ref(struct block *b);
 void block_unref(struct kvt_engine *e, struct block *b);
 uint32_t group_blocks(uint32_t taken, uint32_t needed);
 int spare_fill(struct kvt_engine *e, struct cache *c, uint64_t blocks);
+/* K and V of `count` blocks from `first` on, in a group's place of a layer: all its K, then all its V. */
+struct group_part {
+    uint64_t k_offset, k_bytes;
+    uint64_t v_offset, v_bytes;
+};
+struct group_part group_part(const struct kvt_engine *e, const struct group *g, uint32_t layer,
+                             uint32_t first, uint32_t count);
 uint64_t block_host_k(const struct kvt_engine *e, const struct block *b, uint32_t layer);
 uint64_t block_host_v(const struct kvt_engine *e, const struct block *b, uint32_t layer);
 struct dev_place block_gpu_k(const struct kvt_engine *e, const struct block *b, uint32_t layer);
@@ -658,6 +666,7 @@ bool family_may_leave(const struct kvt_engine *e, const struct family *f);
 bool family_streams(const struct family *f);
 bool session_may_vacate(const struct kvt_engine *e, const struct session *s);
 void session_vacate(struct kvt_engine *e, struct session *s);
+uint64_t session_vacant_bytes(const struct kvt_engine *e, const struct session *s);
 int session_return(struct kvt_engine *e, struct session *s);
 
 /* ---- admit.c: where memory is taken from -------------------------------------------------------------------- */

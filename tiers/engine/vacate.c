@@ -40,17 +40,24 @@ void session_vacate(struct kvt_engine *e, struct session *s) {
     }
 }
 
+uint64_t session_vacant_bytes(const struct kvt_engine *e, const struct session *s) {
+    uint64_t bytes = 0;
+    for (uint32_t i = 1; i < e->extent_top; i++) {
+        const struct extent *x = &e->extents[i];
+        bytes += x->state == EXTENT_VACANT && &e->sessions[x->session] == s ? x->bytes : 0;
+    }
+    return bytes;
+}
+
 /* KVT_READY: every extent of the session has its memory. KVT_WAIT: it is on its way, or just leaving.
  * -KVT_EQUOTA: there is not enough for all of them. */
 int session_return(struct kvt_engine *e, struct session *s) {
-    uint64_t vacant_bytes = 0;
-    bool away = false;
+    uint64_t vacant_bytes = session_vacant_bytes(e, s);
+    bool away = false; /* on its way out, or back */
     for (uint32_t i = 1; i < e->extent_top; i++) {
         const struct extent *x = &e->extents[i];
-        if (x->state != 0 && &e->sessions[x->session] == s && x->vacates) {
-            vacant_bytes += x->state == EXTENT_VACANT ? x->bytes : 0;
-            away |= x->state != EXTENT_VACANT;
-        }
+        away |= x->state != 0 && x->state != EXTENT_VACANT && &e->sessions[x->session] == s &&
+                x->vacates;
     }
     if (away || vacant_bytes == 0) {
         return away ? KVT_WAIT : KVT_READY;
