@@ -44,7 +44,8 @@ static void create(struct sim *sim, struct sim_request *q) {
     struct sim_cache *c = &q->blank;
     q->kind = KVT_REQUEST_CREATE;
     random_layers(sim, c);
-    c->mode = modes[sim_below(r, 8)];
+    c->mode =
+        modes[sim->static_ones && sim_chance(r, 800) ? sim_between(r, 6, 7) : sim_below(r, 8)];
     bool is_static = c->mode == KVT_MODE_STATIC || c->mode == KVT_MODE_OFFLOADED_STATIC;
     c->row_count = (uint32_t)(sim_chance(r, 400) ? 1 : sim_between(r, 1, 4));
     if (is_static || sim_chance(r, 150)) {

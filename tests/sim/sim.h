@@ -378,7 +378,9 @@ struct sim {
     uint64_t hash;
     struct sim_events events;
     struct sim_stats stats;
-    uint32_t world;  /* enum sim_world, never SIM_ANY */
+    uint32_t world; /* enum sim_world, never SIM_ANY */
+    bool
+        static_ones; /* most caches are, and most workers keep addresses: they give way to each other */
     bool shared_out; /* every session's limits at once are within the budgets */
     bool lied;       /* the device has, in this run */
     bool lie_named;  /* in a fill that an open schedule names: it will be read */

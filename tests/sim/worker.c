@@ -60,7 +60,7 @@ static void attach(struct sim *sim, void *object, uint64_t process) {
     struct kvt_session_options o = {.tenant = w->tenant,
                                     .device = w->device,
                                     .worker_kind = w->kind,
-                                    .keeps_addresses = sim_chance(r, 500),
+                                    .keeps_addresses = sim_chance(r, sim->static_ones ? 950 : 500),
                                     .ring = w->ring,
                                     .ring_bytes = w->ring_bytes};
     int session = kvt_engine_session_open(sim->engine, &o);

@@ -295,6 +295,7 @@ static void begin(struct sim *sim) {
                  : world < 50                  ? SIM_PLAIN
                  : world < 100                 ? SIM_STEADY
                                                : SIM_ROUGH;
+    sim->static_ones = sim_chance(r, 200);
     choose_faults(sim);
     choose_config(sim);
     choose_limits(sim);

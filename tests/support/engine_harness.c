@@ -29,13 +29,21 @@ void kvth_checked(struct kvth *h, const char *after) {
 
 /* ---- memory ------------------------------------------------------------------------------------------ */
 
-static struct kvth_extent *extent_of(struct kvth *h, uint32_t id) {
+static struct kvth_extent *extent_seek(struct kvth *h, uint32_t id) {
     for (uint32_t i = 0; i < KVTH_EXTENTS; i++) {
         if (h->extent[i].id == id) {
             return &h->extent[i];
         }
     }
-    die("extent %#x does not exist", id);
+    return NULL;
+}
+
+static struct kvth_extent *extent_of(struct kvth *h, uint32_t id) {
+    struct kvth_extent *x = extent_seek(h, id);
+    if (x == NULL) {
+        die("extent %#x does not exist", id);
+    }
+    return x;
 }
 
 uint8_t *kvth_device_memory(struct kvth *h, uint32_t session, uint32_t extent, uint64_t offset,
@@ -173,7 +181,9 @@ static void carry_out(struct kvth *h, const struct kvt_action *a) {
         extent_of(h, a->extent)->sent = true;
         break;
     case KVT_ACTION_EXTENT_RECLAIM:
-        extent_of(h, a->extent)->reclaim_asked = true;
+        if (extent_seek(h, a->extent) != NULL) { /* or it has no memory: its addresses are over */
+            extent_of(h, a->extent)->reclaim_asked = true;
+        }
         break;
     case KVT_ACTION_EXTENT_DESTROY: {
         struct kvth_extent *x = extent_of(h, a->extent);
@@ -424,8 +434,11 @@ uint32_t kvth_attach(struct kvth *h, uint32_t kind, uint32_t device) {
     struct kvt_control_page *page = calloc(1, sizeof(*page));
     CU_ASSERT_PTR_NOT_NULL_FATAL(ring);
     CU_ASSERT_PTR_NOT_NULL_FATAL(page);
-    struct kvt_session_options o = {
-        .device = device, .worker_kind = kind, .ring = ring, .ring_bytes = h->ring_bytes};
+    struct kvt_session_options o = {.device = device,
+                                    .worker_kind = kind,
+                                    .keeps_addresses = h->keeps_addresses,
+                                    .ring = ring,
+                                    .ring_bytes = h->ring_bytes};
     int index = kvt_engine_session_open(h->engine, &o);
     if (index < 0) {
         die("session_open: %d", index);

@@ -105,6 +105,7 @@ struct kvth {
     struct kvth_event event[KVTH_EVENTS];
     uint32_t event_count;
     /* Injected. */
+    bool keeps_addresses;  /* of sessions that attach from now on */
     uint32_t fail_extents; /* so many EXTENT_CREATEs fail */
     uint32_t fail_grows;   /* so many HOST_GROWs fail */
     uint32_t fail_copies;  /* so many copies fail */

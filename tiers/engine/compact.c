@@ -6,7 +6,8 @@
  * only when these are complete the places change. Of segment workers' blocks only: they get addresses
  * with each schedule. Dense planes are large, and static caches stay where they are.
  *
- * It ends: each time there is one extent less with anything in it, since nothing moves into an empty one.
+ * It ends: each time there is one extent less with anything in it, since nothing moves into an empty one;
+ * and should a waiting step fill that one again each time it tries, there are only so many for a request.
  */
 #include "tiers/engine/state.h"
 
@@ -87,15 +88,19 @@ static struct extent *extent_to_leave(struct kvt_engine *e, const struct session
 
 /* Begins to empty an extent of the session, if that can be. `asking` lacks e->short_bytes: its own
  * extents are emptied only if all holes together help. */
-bool compact_begin(struct kvt_engine *e, struct session *s, const struct session *asking) {
+bool compact_begin(struct kvt_engine *e, struct session *s, struct session *asking) {
     uint64_t room;
     uint64_t need_bytes = s == asking ? e->short_bytes : 0;
     if (e->chaining || s->hung || s->compact_failed || s->migration.family != NULL ||
-        s->schedule.phase != PHASE_NONE || s->demoting || e->devices[s->device].lost) {
+        s->schedule.phase != PHASE_NONE || s->demoting || e->devices[s->device].lost ||
+        (asking != NULL && asking->compactions_left == 0)) {
         return false;
     }
     if (extent_to_leave(e, s, &room) == NULL || room + dev_available(e, s) < need_bytes) {
         return false;
+    }
+    if (asking != NULL) {
+        asking->compactions_left--;
     }
     struct walk w = {0};
     (void)place_next(e, s, &w);

@@ -295,6 +295,7 @@ static void migration_end(struct kvt_engine *e, struct session *s, int code) {
     moved_forget(m->family);
     s->give_backs_left = GIVE_BACKS_MAX; /* there are fewer layers each time: it ends */
     s->compact_failed = false;           /* there are more holes */
+    s->compactions_left = e->extent_top;
     e->devices[s->device].changed_ms = e->now_ms;
     e->epoch++;
     *m = (struct migration){0};

@@ -211,6 +211,7 @@ void queue_progress(struct kvt_engine *e, struct session *s) {
             e->host.full = false;
             e->devices[s->device].full = false;
             s->give_backs_left = GIVE_BACKS_MAX;
+            s->compactions_left = e->extent_top;
         }
         char text[KVT_TEXT_BYTES] = "";
         uint64_t epoch = e->epoch; /* what happens from here on is a reason to try again */

@@ -402,8 +402,9 @@ struct session {
     bool demote_failed;  /* and it could not be done; tried again after its next step */
     int promote_failed;  /* why a static layer could not come back; not tried again in that STEP */
     bool compact_failed; /* likewise */
-    uint32_t give_backs_left; /* of its own empty extents, in one request */
-    bool settling;            /* a request has begun to gather memory: empty extents stay */
+    uint32_t give_backs_left;  /* of its own empty extents, in one request */
+    uint32_t compactions_left; /* that one request of it may begin, or since a layer has left */
+    bool settling;             /* a request has begun to gather memory: empty extents stay */
     uint32_t cache_count;
     uint64_t entry_count; /* of its row tables */
     uint32_t extent_count;
@@ -656,7 +657,7 @@ void family_quiet(struct kvt_engine *e, struct session *s, const struct family *
 bool others_gather(const struct kvt_engine *e, const struct session *s); /* settle.c */
 
 /* ---- compact.c ------------------------------------------------------------------------------------------------ */
-bool compact_begin(struct kvt_engine *e, struct session *s, const struct session *asking);
+bool compact_begin(struct kvt_engine *e, struct session *s, struct session *asking);
 void compact_progress(struct kvt_engine *e, struct session *s);
 void compact_end(struct kvt_engine *e, struct session *s, bool moved);
 void compact_forget(struct kvt_engine *e, struct session *s);
