@@ -87,7 +87,9 @@ $(VENV)/.torch-ok: tests/python/requirements-torch.txt | $(VENV)/.ok
 
 # ------------------------------------------------------------------ running them
 
-RUN := tests/support/run_tests.py --jobs $(JOBS) --sim-seconds $(SIM_SECONDS) --fuzz-seconds $(FUZZ_SECONDS) $(if $(T),--only '$(T)')
+# make test-unit test-process T=word: one of the groups has a test of that name, not each.
+GROUPS_BESIDE := $(patsubst test-%,%,$(filter test-unit test-process test-python,$(MAKECMDGOALS)))
+RUN := tests/support/run_tests.py --jobs $(JOBS) --sim-seconds $(SIM_SECONDS) --fuzz-seconds $(FUZZ_SECONDS) $(if $(T),--only '$(T)' --beside $(GROUPS_BESIDE))
 # Goals that set up and then build make again, with all cores unless a -j was given.
 PARALLEL = --no-print-directory $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 

@@ -17,6 +17,7 @@ def tree(tmp_path):
     """A small repository of its own, with the runner in it; returns (write a test, run it)."""
     (tmp_path / "tests/support").mkdir(parents=True)
     (tmp_path / "tests/process").mkdir()
+    (tmp_path / "tests/unit").mkdir()
     runner = tmp_path / "tests/support/run_tests.py"
     shutil.copy(os.path.join(HERE, "run_tests.py"), runner)
     (tmp_path / "build/venv/bin").mkdir(parents=True)
@@ -55,6 +56,16 @@ def test_a_name_that_no_test_has(tree):
     assert (status, summary) == (1, "0 passed, 1 failed, 0 skipped")
     assert "no test has 'countters' in its name" in text and "test_counters" in text
     assert run("--only", "counters")[:2] == (0, "1 passed, 0 failed, 0 skipped")
+
+
+def test_a_name_that_a_group_run_beside_has(tree):
+    write, run = tree
+    write("test_counters.sh", "exit 0")
+    write("../unit/test_block.c", "")
+    status, summary, text = run("--only", "block", "--beside", "unit", "process", "--variant", "release")
+    assert (status, summary) == (0, "0 passed, 0 failed, 0 skipped")
+    assert "no test has 'block' in its name among process" in text
+    assert run("--only", "blokk", "--beside", "unit", "process", "--variant", "release")[0] == 1
 
 
 def test_failure_shows_its_output(tree):
