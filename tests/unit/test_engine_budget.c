@@ -99,6 +99,19 @@ static void test_the_budget_that_is_named_suffices(void) {
     kvth_what[0] = 0;
 }
 
+/* Places that do not divide the configured extent: it is made for whole ones, and no more is named. */
+static void test_the_budget_that_is_named_is_the_least(void) {
+    enum { SLOTS = 3, SLOT_BYTES = 6 * KVTH_LAYER_BLOCK };
+    struct kvth_config c = {.device_budget_bytes = SLOTS * SLOT_BYTES - KVTH_LAYER_BLOCK,
+                            .extent_bytes = 64u << 10,
+                            .piece_bytes = SLOT_BYTES};
+    uint64_t wanted = budget_wanted(&c, KVT_WORKER_SEGMENT, KVT_MODE_OFFLOADED, 0, false, false);
+    CU_ASSERT_EQUAL(wanted, SLOTS * SLOT_BYTES);
+    c.device_budget_bytes = wanted;
+    wanted = budget_wanted(&c, KVT_WORKER_SEGMENT, KVT_MODE_OFFLOADED, 0, false, false);
+    CU_ASSERT_EQUAL(wanted, 0);
+}
+
 static void test_host_refusal_names_budget_and_need(void) {
     struct kvth_config c = {.host_budget_bytes = 128u << 10};
     kvth_start(&h, &c);
@@ -522,6 +535,7 @@ int main(void) {
     CU_TestInfo tests[] = {
         {"a device refusal names budget and need", test_device_refusal_names_budget_and_need},
         {"the budget that is named suffices", test_the_budget_that_is_named_suffices},
+        {"the budget that is named is the least", test_the_budget_that_is_named_is_the_least},
         {"a host refusal names budget and need", test_host_refusal_names_budget_and_need},
         {"all that is missing is asked for at once", test_all_that_is_missing_is_asked_for_at_once},
         {"slow memory is waited for", test_slow_memory_is_waited_for},

@@ -53,14 +53,14 @@ static bool is_of(const struct extent *x, uint32_t session) {
 }
 
 /* The extent with the least in it, if all of that may move and the holes of the others hold as much.
- * *room: bytes free in the session's extents. */
+ * NULL also if what is free in and beside the session's extents is less than `need_bytes`. */
 static struct extent *extent_to_leave(struct kvt_engine *e, const struct session *s,
-                                      uint64_t *room) {
+                                      uint64_t need_bytes) {
     struct walk w = {0};
     struct extent *least = NULL;
     uint32_t session = session_index(e, s);
-    uint64_t holes = 0;
-    *room = 0;
+    uint64_t holes = 0; /* free in extents that are not empty */
+    uint64_t room = dev_available(e, s);
     for (uint32_t i = 1; i < e->extent_top; i++) {
         e->extents[i].movable_bytes = 0;
     }
@@ -73,7 +73,7 @@ static struct extent *extent_to_leave(struct kvt_engine *e, const struct session
         if (!is_of(x, session)) {
             continue;
         }
-        *room += x->space.free_bytes;
+        room += x->space.free_bytes;
         if (x->live_bytes == 0) {
             continue;
         }
@@ -83,20 +83,18 @@ static struct extent *extent_to_leave(struct kvt_engine *e, const struct session
             least = x;
         }
     }
-    return least != NULL && least->live_bytes <= holes - least->space.free_bytes ? least : NULL;
+    bool fits = least != NULL && least->live_bytes <= holes - least->space.free_bytes;
+    return fits && room >= need_bytes ? least : NULL;
 }
 
 /* Begins to empty an extent of the session, if that can be. `asking` lacks e->short_bytes: its own
  * extents are emptied only if all holes together help. */
 bool compact_begin(struct kvt_engine *e, struct session *s, struct session *asking) {
-    uint64_t room;
     uint64_t need_bytes = s == asking ? e->short_bytes : 0;
     if (e->chaining || s->hung || s->compact_failed || s->migration.family != NULL ||
         s->schedule.phase != PHASE_NONE || s->demoting || e->devices[s->device].lost ||
-        (asking != NULL && asking->compactions_left == 0)) {
-        return false;
-    }
-    if (extent_to_leave(e, s, &room) == NULL || room + dev_available(e, s) < need_bytes) {
+        (asking != NULL && asking->compactions_left == 0) ||
+        extent_to_leave(e, s, need_bytes) == NULL) {
         return false;
     }
     if (asking != NULL) {
@@ -215,10 +213,8 @@ void compact_end(struct kvt_engine *e, struct session *s, bool moved) {
 /* Between schedules, and with nothing in flight: a waiting STEP holds nothing that would be moved. */
 void compact_progress(struct kvt_engine *e, struct session *s) {
     struct migration *m = &s->migration;
-    uint64_t room;
-    const struct extent *x = extent_to_leave(e, s, &room);
-    int rc = x == NULL || room + dev_available(e, s) < m->need_bytes ? -KVT_EQUOTA
-                                                                     : moves_gather(e, s, x);
+    const struct extent *x = extent_to_leave(e, s, m->need_bytes);
+    int rc = x != NULL ? moves_gather(e, s, x) : -KVT_EQUOTA;
     rc = rc == KVT_READY ? moves_submit(e, s) : rc;
     if (rc <= 0) {
         compact_end(e, s, rc == 0);

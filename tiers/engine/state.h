@@ -88,7 +88,7 @@ struct extent {
     bool vacates; /* it becomes VACANT, is, or gets its memory back: what lies in it stays there */
     uint64_t bytes;
     uint64_t live_bytes;
-    uint64_t movable_bytes; /* of these; used inside one call of compact_begin */
+    uint64_t movable_bytes; /* of these; used inside one search of compact.c */
     uint64_t since_ms;      /* when its worker was asked to unmap it */
     struct kvt_ranges space;
 };
