@@ -312,6 +312,7 @@ int dev_alloc(struct kvt_engine *e, struct session *s, uint64_t bytes, struct de
     }
     if (want <= available) {
         rc = extent_create(e, s, want);
+        s->creating_bytes += rc == 0 ? want - bytes : 0; /* for what this pass allocates next */
         return rc == 0 ? KVT_WAIT : rc;
     }
     return own_empty_give_back(e, s) || dev_pending(e, s) ? KVT_WAIT : quota;
