@@ -481,6 +481,10 @@ static void on_report(struct sim *sim, void *object, uint64_t value) {
             sim_trace(sim, "session %u: op %llu completes, status %u, %llu bytes",
                       r->completion.session, (unsigned long long)r->completion.op,
                       r->completion.status, (unsigned long long)r->completion.bytes);
+            struct sim_worker *w = sim->sessions[r->completion.session];
+            if (w && w->steady_requests >= 3 && r->completion.op <= w->prompt_op_last) {
+                w->vain_before += r->guessed_bytes; /* it was slow to come */
+            }
             kvt_engine_completion(sim->engine, &r->completion);
         }
         sim_actions(sim);
@@ -499,7 +503,7 @@ static void report_add(struct sim_device *d, struct sim_report r) {
 static void report(struct sim *sim, struct sim_device *d) {
     struct sim_report r = {.drained = false};
     while (kvt_issuer_completion(d->issuer, &r.completion)) {
-        sim_order_completion(sim, &r.completion);
+        r.guessed_bytes = sim_order_completion(sim, &r.completion);
         report_add(d, r);
     }
     r.drained = true;

@@ -68,7 +68,8 @@ void sim_order_program(struct sim *sim, const struct kvt_program *p) {
     }
 }
 
-void sim_order_completion(struct sim *sim, const struct kvt_completion *c) {
+uint64_t sim_order_completion(struct sim *sim, const struct kvt_completion *c) {
+    uint64_t guessed_bytes = 0;
     struct sim_ops *ops = &sim->ops[c->session];
     struct sim_op *op = find(ops, c->op);
     if (!op) {
@@ -81,14 +82,13 @@ void sim_order_completion(struct sim *sim, const struct kvt_completion *c) {
     } else if (op->kind == KVT_OP_FILL) {
         w->guessed[op->slot].generation = op->generation;
         w->guessed[op->slot].bytes = op->copied_bytes;
-        if (w->steady_requests >= 3 && op->id <= w->prompt_op_last) {
-            w->vain_before += op->copied_bytes; /* it was slow to come */
-        }
+        guessed_bytes = op->copied_bytes;
     }
     uint32_t at = (uint32_t)(op - ops->op);
     free(op->deps);
     ops->count--;
     memmove(op, op + 1, (ops->count - at) * sizeof(*op));
+    return guessed_bytes;
 }
 
 void sim_order_clear(struct sim *sim, uint32_t session) {

@@ -173,6 +173,7 @@ struct sim_report {
     bool drained;
     uint32_t session;
     struct kvt_completion completion;
+    uint64_t guessed_bytes; /* see sim_order_completion */
 };
 
 struct sim_device {
@@ -533,7 +534,8 @@ bool sim_token_is(const uint8_t *at, uint32_t bytes, uint64_t content, uint32_t 
 void sim_order_program(struct sim *sim, const struct kvt_program *p);
 /* A copy goes: whether it was its turn. */
 void sim_order_issue(struct sim *sim, uint32_t device, const struct kvt_issue *issue);
-void sim_order_completion(struct sim *sim, const struct kvt_completion *c);
+/* Bytes of a fill that no schedule has named so far; 0: it is none. */
+uint64_t sim_order_completion(struct sim *sim, const struct kvt_completion *c);
 void sim_order_clear(struct sim *sim, uint32_t session);
 struct sim_op *sim_order_find(struct sim *sim, uint32_t session,
                               uint64_t op); /* NULL: it is over */
