@@ -269,7 +269,8 @@ const struct kvt_option kvt_options[] = {
      .value = "256MiB",
      .prose =
          "Copies that are under way at one time, in bytes, and at most 256 of them. More keeps the "
-         "link busy; less lets another worker's turn come sooner."},
+         "link busy; less lets another worker's turn come sooner. Prompts and migrations have a "
+         "quarter of it while another worker decodes."},
     {.section = KVT_SECTION_DEVICE,
      .name = "copy_threads",
      .type = KVT_OPTION_COUNT,

@@ -527,9 +527,11 @@ void sim_device_open(struct sim *sim, uint32_t index, bool post_behind) {
         .inflight_max = (uint32_t)sim_between(r, 1, SIM_INFLIGHT_MAX),
         .cut_bytes = sim_chance(r, 500) ? 1024 * sim_between(r, 1, 64) : 1 << 24,
         .quantum_bytes = 1024 * sim_between(r, 1, 64),
+        .inflight_bytes = sim_chance(r, 500) ? 1024 * sim_between(r, 1, 32) : 0,
         .post_behind = post_behind,
     };
     d->quantum_bytes = config.quantum_bytes;
+    d->inflight_bytes = config.inflight_bytes;
     if (kvt_issuer_create(&config, &d->issuer) != 0) {
         sim_fail(sim, "no issuer");
     }

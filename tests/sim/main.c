@@ -51,6 +51,7 @@ static const char *const rule_names[KVT_BREAK_RULES_COUNT] = {
     "prefill-starves",
     "static-not-returned",
     "static-returns-empty",
+    "prefill-fills-link",
 };
 
 /* What the device may lie about, as enum sim_lie. */

@@ -1,8 +1,9 @@
 /* The order in which a copy thread issues, looked at from outside: a second, slow opinion on which
  * operations are open. When a copy goes, none of the same session and class that is used earlier may
  * be open, and no operation of a higher class in any session of the device, unless that class has had
- * its quanta while this one waited; then it must go (docs/STEP.md, rules 22, 23 and 32). Whether the
- * gates themselves are right is told by the bytes, not here.
+ * its quanta while this one waited; then it must go, unless lower classes have their part of what may be
+ * under way while a higher one has something to copy, open or not (docs/STEP.md, rules 22, 23, 32 and
+ * 33). Whether the gates themselves are right is told by the bytes, not here.
  */
 #include "tests/sim/sim.h"
 
@@ -120,8 +121,15 @@ static bool gates_open(struct sim_ops *ops, const struct kvt_control_page *page,
            __atomic_load_n(&page->done[op->slot].value, __ATOMIC_ACQUIRE) == op->gate;
 }
 
+/* What is looked at when a copy goes, by class. */
+struct classes {
+    bool is_open[SIM_CLASSES];
+    bool copies[SIM_CLASSES]; /* now or later: of something that is submitted bytes are left */
+};
+
 /* The first operation of the session that is open and of which something is left, by class; NULL. */
-static void open_ops(struct sim *sim, uint32_t session, const struct sim_op *first[]) {
+static void open_ops(struct sim *sim, uint32_t session, const struct sim_op *first[],
+                     struct classes *k) {
     struct sim_ops *ops = &sim->ops[session];
     bool seen[QUEUES] = {false};
     for (uint32_t i = 0; i < ops->count; i++) {
@@ -130,6 +138,7 @@ static void open_ops(struct sim *sim, uint32_t session, const struct sim_op *fir
         if (op->kind == KVT_OP_STEP || op->failed || (op->left_bytes == 0 && !op->empty)) {
             continue; /* all of it is submitted: it holds back nobody */
         }
+        k->copies[op->traffic] |= !op->empty;
         bool head = !seen[queue];
         seen[queue] = true;
         if (head && !op->empty && first[op->traffic] == NULL &&
@@ -139,10 +148,48 @@ static void open_ops(struct sim *sim, uint32_t session, const struct sim_op *fir
     }
 }
 
+/* Bytes under way of class c and those below it. */
+static uint64_t inflight_from(struct sim *sim, const struct sim_device *d, uint32_t c) {
+    uint64_t bytes = 0;
+    for (uint32_t tag = 0; tag < 2 * SIM_INFLIGHT_MAX; tag++) {
+        const struct sim_copy *copy = &d->copies[tag];
+        if (copy->used && sim_order_find(sim, copy->session, copy->op)->traffic >= c) {
+            bytes += copy->copy.bytes;
+        }
+    }
+    return bytes;
+}
+
+/* The class that has something to copy and lets none below it go, since these have their part under
+ * way; SIM_CLASSES: there is none. */
+static uint32_t holding_class(struct sim *sim, const struct sim_device *d,
+                              const struct classes *k) {
+    for (uint32_t c = 0; c < SIM_CLASSES && d->inflight_bytes != 0; c++) {
+        if (k->copies[c] &&
+            KVT_ISSUER_LOWER_PART * inflight_from(sim, d, c + 1) >= d->inflight_bytes) {
+            return c;
+        }
+    }
+    return SIM_CLASSES;
+}
+
 /* What the classes above the one that goes have had meanwhile. */
 static void check_classes(struct sim *sim, struct sim_device *d, const struct sim_op *op,
-                          const bool *is_open, uint64_t bytes) {
+                          const struct classes *k, uint64_t bytes) {
+    const bool *is_open = k->is_open;
     uint64_t most = KVT_ISSUER_PATIENCE * d->quantum_bytes;
+    uint32_t holding = holding_class(sim, d, k);
+    if (op->traffic > holding) {
+        sim_fail(sim,
+                 "order: an operation of class %u goes: of %llu bytes that may be under way "
+                 "classes below %u, which has something to copy, have %llu",
+                 op->traffic, (ull)d->inflight_bytes, holding,
+                 (ull)inflight_from(sim, d, holding + 1));
+    }
+    if (d->inflight_bytes != 0 && inflight_from(sim, d, 0) >= d->inflight_bytes) {
+        sim_fail(sim, "order: a copy goes, though %llu bytes are under way already",
+                 (ull)inflight_from(sim, d, 0));
+    }
     for (uint32_t c = 0; c < op->traffic; c++) {
         if (is_open[c] && d->passed_bytes[op->traffic] < most) {
             sim_fail(sim, "order: an operation of class %u goes, while one of class %u is open",
@@ -153,7 +200,7 @@ static void check_classes(struct sim *sim, struct sim_device *d, const struct si
     d->passed_bytes[op->traffic] -=
         owed < d->passed_bytes[op->traffic] ? owed : d->passed_bytes[op->traffic];
     for (uint32_t c = op->traffic + 1; c < SIM_CLASSES; c++) {
-        if (is_open[c] && d->passed_bytes[c] >= most) {
+        if (is_open[c] && c <= holding && d->passed_bytes[c] >= most) {
             sim_fail(sim, "order: class %u waits though %llu bytes of higher ones have gone", c,
                      (ull)d->passed_bytes[c]);
         }
@@ -167,24 +214,24 @@ void sim_order_issue(struct sim *sim, uint32_t device, const struct kvt_issue *i
         sim_fail(sim, "session %u: a copy of operation %llu, which has none left", issue->session,
                  (ull)issue->op);
     }
-    bool is_open[SIM_CLASSES] = {false};
+    struct classes k = {{false}, {false}};
     for (uint32_t s = 0; s < SIM_SESSIONS_MAX; s++) {
         const struct sim_worker *w = sim->sessions[s];
         const struct sim_op *first[SIM_CLASSES] = {NULL};
         if (!w || w->device != device || sim->ops[s].closed) {
             continue;
         }
-        open_ops(sim, s, first);
+        open_ops(sim, s, first, &k);
         const struct sim_op *own = first[op->traffic];
         if (s == issue->session && own && own->id < op->id) {
             sim_fail(sim, "order: session %u: operation %llu goes, while %llu of its class is open",
                      s, (ull)op->id, (ull)own->id);
         }
         for (uint32_t c = 0; c < SIM_CLASSES; c++) {
-            is_open[c] |= first[c] != NULL;
+            k.is_open[c] |= first[c] != NULL;
         }
     }
-    check_classes(sim, &sim->devices[device], op, is_open, issue->copy.bytes);
+    check_classes(sim, &sim->devices[device], op, &k, issue->copy.bytes);
     op->begun = true;
     op->left_bytes -= issue->copy.bytes;
 }

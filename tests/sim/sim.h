@@ -184,6 +184,7 @@ struct sim_device {
     struct sim_copy copies[2 * SIM_INFLIGHT_MAX]; /* by tag */
     uint64_t extent_bytes;                        /* created, not destroyed */
     uint64_t quantum_bytes;
+    uint64_t inflight_bytes;            /* of copies that may be under way */
     uint64_t passed_bytes[SIM_CLASSES]; /* see order.c */
     uint64_t stream_us[2];              /* when the stream's last submission is complete */
     struct sim_mail *mail;              /* owned */

@@ -15,17 +15,19 @@ static struct kvt_issuer *issuer;
 static struct kvt_control_page pages[SESSIONS];
 static struct kvt_program *building;
 
-static inline void start(bool post_behind, uint32_t inflight_max, uint64_t quantum_bytes) {
-    struct kvt_issuer_config config = {.sessions_max = SESSIONS,
-                                       .inflight_max = inflight_max,
-                                       .cut_bytes = CUT,
-                                       .quantum_bytes = quantum_bytes,
-                                       .post_behind = post_behind};
+static inline void start_config(struct kvt_issuer_config config) {
+    config.sessions_max = SESSIONS;
+    config.cut_bytes = CUT;
     memset(pages, 0, sizeof(pages));
     CU_ASSERT_EQUAL_FATAL(kvt_issuer_create(&config, &issuer), 0);
     for (uint32_t s = 0; s < SESSIONS; s++) {
         kvt_issuer_session_open(issuer, s, &pages[s]);
     }
+}
+
+static inline void start(bool post_behind, uint32_t inflight_max, uint64_t quantum_bytes) {
+    start_config((struct kvt_issuer_config){
+        .inflight_max = inflight_max, .quantum_bytes = quantum_bytes, .post_behind = post_behind});
 }
 
 static inline void stop(void) {

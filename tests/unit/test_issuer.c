@@ -314,6 +314,157 @@ static void test_prefill_does_not_starve(void) {
     stop();
 }
 
+/* ---- bytes under way ------------------------------------------------------------------------- */
+
+/* At most 800 bytes, 8 cuts, are under way; a lower class has 200. */
+static void start_limited(void) {
+    start_config((
+        struct kvt_issuer_config){.inflight_max = 64, .inflight_bytes = 800, .quantum_bytes = 100});
+}
+
+/* Operation `id` of a session of its own, 2,000 bytes. */
+static void submit_copy(uint32_t session, uint64_t id, enum kvt_op_class traffic) {
+    begin(session);
+    add(KVT_OP_COPY, id, 0, 2000)->traffic = (uint8_t)traffic;
+    submit();
+}
+
+/* `count` copies of operation `id` go; returns the first tag. */
+static uint32_t expect_copies(uint64_t id, uint32_t count) {
+    uint32_t first = expect_copy(id);
+    while (--count > 0) {
+        expect_copy(id);
+    }
+    return first;
+}
+
+static void test_bytes_inflight(void) {
+    start_limited();
+    submit_copy(0, 1, KVT_CLASS_BACKGROUND);
+    uint32_t tag = expect_copies(1, 8);
+    expect_nothing();
+    kvt_issuer_copied(issuer, tag, true);
+    expect_copies(1, 1);
+    expect_nothing();
+    stop();
+}
+
+/* What decodes waits for its gate: a prompt fills a quarter meanwhile, and the link when it is over. */
+static void test_lower_class_leaves_room(void) {
+    start_limited();
+    begin(1);
+    add_fill(7, 0, 700, 5)->done_wait = 4;
+    submit();
+    submit_copy(0, 1, KVT_CLASS_PREFILL);
+    uint32_t lower = expect_copies(1, 2);
+    expect_nothing();
+    kvt_issuer_copied(issuer, lower, true);
+    lower = expect_copies(1, 1);
+    expect_nothing();
+    pages[1].done[0].value = 4;
+    uint32_t higher = expect_copies(7, 6); /* all that is left */
+    expect_nothing();
+    kvt_issuer_copied(issuer, higher, true);
+    expect_copies(7, 1); /* its last: all of it is submitted */
+    kvt_issuer_copied(issuer, lower, true);
+    expect_copies(1, 1);
+    expect_nothing();
+    stop();
+}
+
+/* A prompt and a migration share the quarter; the migration leaves room to the prompt alone too. */
+static void test_lower_classes_share(void) {
+    for (int decodes = 0; decodes < 2; decodes++) {
+        start_limited();
+        begin(1);
+        add_fill(7, 0, decodes ? 100 : 0, 5)->done_wait = 4; /* an empty one needs no room */
+        add(KVT_OP_STEP, 8, 0, 0)->step_wait = 1;
+        submit();
+        begin(2);
+        add_fill(9, 0, 500, 5)->done_wait = 4;
+        building->ops[0].traffic = KVT_CLASS_PREFILL;
+        submit();
+        submit_copy(0, 1, KVT_CLASS_BACKGROUND);
+        uint32_t lowest = expect_copies(1, 2);
+        expect_nothing();
+        pages[2].done[0].value = 4;
+        if (decodes) {
+            expect_nothing();
+            kvt_issuer_copied(issuer, lowest, true);
+            expect_copies(9, 1);
+        } else {
+            expect_copies(9, 5);
+            expect_copies(1, 1); /* nothing above it is left */
+        }
+        expect_nothing();
+        stop();
+    }
+}
+
+/* What is cancelled, or whose session is closed, needs no room any more. */
+static void test_room_comes_back(void) {
+    for (int close = 0; close < 2; close++) {
+        start_limited();
+        begin(1);
+        add_fill(7, 0, 100, 5)->done_wait = 4;
+        submit();
+        submit_copy(0, 1, KVT_CLASS_PREFILL);
+        expect_copies(1, 2);
+        expect_nothing();
+        if (close) {
+            kvt_issuer_session_close(issuer, 1);
+        } else {
+            kvt_issuer_cancel(issuer, 1, 7);
+        }
+        expect_copies(1, 6);
+        expect_nothing();
+        stop();
+    }
+}
+
+/* Beside one that always has more a prompt gets its fifth, and that is less than its quarter. */
+static void test_patience_within_the_quarter(void) {
+    start_limited();
+    begin(1);
+    for (uint32_t n = 0; n < 50; n++) {
+        add(KVT_OP_COPY, n + 1, 0, 1000);
+    }
+    submit();
+    begin(0);
+    for (uint32_t n = 0; n < 50; n++) {
+        add(KVT_OP_COPY, n + 1, 0, 1000)->traffic = KVT_CLASS_PREFILL;
+    }
+    submit();
+    struct kvt_issue way[8];
+    uint32_t lower = 0;
+    for (uint32_t n = 0; n < 200; n++) {
+        if (n >= 8) {
+            kvt_issuer_copied(issuer, way[n % 8].tag, true);
+        }
+        CU_ASSERT_TRUE_FATAL(kvt_issuer_next(issuer, &way[n % 8]));
+        lower += way[n % 8].session == 0;
+    }
+    CU_ASSERT_EQUAL(lower, 200 / (KVT_ISSUER_PATIENCE + 1));
+    lower = 0;
+    for (uint32_t n = 0; n < 100; n++) { /* now none of the prompt's comes back */
+        struct kvt_issue *one = &way[n % 8];
+        if (one->session == 1) {
+            kvt_issuer_copied(issuer, one->tag, true);
+            CU_ASSERT_TRUE_FATAL(kvt_issuer_next(issuer, one));
+        }
+    }
+    struct kvt_issue *last = NULL;
+    for (uint32_t n = 0; n < 8; n++) {
+        lower += way[n].session == 0;
+        last = way[n].session == 0 ? &way[n] : last;
+    }
+    CU_ASSERT_EQUAL_FATAL(lower, 2);
+    kvt_issuer_copied(issuer, last->tag, true);
+    CU_ASSERT_TRUE(kvt_issuer_next(issuer, &issue));
+    CU_ASSERT_EQUAL(issue.session, 0); /* it has waited all the while */
+    stop();
+}
+
 static void test_streams(void) {
     start(false, 8, 1000);
     begin(0);
@@ -420,6 +571,11 @@ int main(void) {
         {"fair by bytes", test_fair_by_bytes},
         {"a quantum smaller than a cut", test_small_quantum},
         {"prefill does not starve", test_prefill_does_not_starve},
+        {"bytes in flight", test_bytes_inflight},
+        {"a lower class leaves room", test_lower_class_leaves_room},
+        {"lower classes share their part", test_lower_classes_share},
+        {"room comes back", test_room_comes_back},
+        {"patience within the quarter", test_patience_within_the_quarter},
         {"streams", test_streams},
         {"many outstanding", test_many_outstanding},
         {"watched counters", test_watched},

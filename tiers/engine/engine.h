@@ -354,7 +354,8 @@ enum kvt_broken_rule {
     KVT_BREAK_PREFILL_STARVES = 32,            /* issuer: no class below ever goes first */
     KVT_BREAK_STATIC_NOT_RETURNED = 33,        /* engine: a static cache steps without its memory */
     KVT_BREAK_STATIC_RETURNS_EMPTY = 34,       /* engine: ... or with what that happens to hold */
-    KVT_BREAK_RULES_COUNT = 35,
+    KVT_BREAK_PREFILL_FILLS_LINK = 35,         /* issuer: a lower class has all in flight */
+    KVT_BREAK_RULES_COUNT = 36,
 };
 
 void kvt_engine_break_rules(struct kvt_engine *e, uint64_t rules);

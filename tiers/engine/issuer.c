@@ -103,8 +103,7 @@ static void cancel_queue(struct kvt_issuer *i, struct kvt_issuer_session *s, uin
     struct kvt_op_list all = s->queues[q];
     s->queues[q] = (struct kvt_op_list){0};
     for (struct kvt_op_progress *p = kvt_op_list_take(&all); p; p = kvt_op_list_take(&all)) {
-        s->queued[p->op->traffic]--;
-        p->queued = false;
+        kvt_op_unqueued(s, p);
         if (p->begun || p->op->id < first_op) {
             kvt_op_enqueue(s, p);
         } else {

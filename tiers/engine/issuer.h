@@ -9,6 +9,15 @@
  * Copies are cut to at most `cut_bytes`, and at most `inflight_max` cuts are submitted and not
  * completed at any time. A post goes before any copy, as soon as it is due.
  *
+ * In flight. What is submitted cannot be overtaken, so a class must not fill the link while a higher
+ * one only waits for a gate. While a class has queued what copies, its gates open or not, the classes
+ * below it together have at most a quarter of `inflight_bytes` under way: with that much submitted
+ * and not completed no copy of theirs goes. Otherwise a class may have all of it. The quarter also
+ * binds a class that has waited for long (KVT_ISSUER_PATIENCE): its fifth of what goes is less than a
+ * quarter of what is under way, so that it gets it all the same, and beyond the quarter a decode's
+ * next piece would wait for it again. Waiting for the quarter counts as waiting. A higher class that
+ * never goes on (its worker is stopped) costs the lower ones nothing but depth.
+ *
  * Gates.
  *   FILL       done[slot] == done_wait (if not 0), deps complete
  *   WRITEBACK  done[slot] == generation, deps complete
@@ -38,6 +47,9 @@ struct kvt_issuer;
 /* A class whose copies are open goes before a higher one once that has had so many quanta meanwhile,
  * and so many bytes for each of its own: a prompt beside decoding workers gets a fifth of the link. */
 #define KVT_ISSUER_PATIENCE 4
+
+/* Classes below one that has something to copy: the part of inflight_bytes that they may have. */
+#define KVT_ISSUER_LOWER_PART 4
 
 struct kvt_issuer_config {
     uint32_t sessions_max;   /* session indexes are below this */
@@ -80,7 +92,7 @@ void kvt_issuer_submit(struct kvt_issuer *i, struct kvt_program *p);
  * was begun is carried to its end. */
 void kvt_issuer_cancel(struct kvt_issuer *i, uint32_t session, uint64_t first_op);
 
-/* The next thing to submit. false: no post is due and no copy is open, or inflight_max is reached.
+/* The next thing to submit. false: no post is due, and no copy is open that may be under way besides.
  * Cost: looks at the head of each filled queue, so in proportion to the slots in use. */
 bool kvt_issuer_next(struct kvt_issuer *i, struct kvt_issue *out);
 

@@ -40,8 +40,9 @@ struct kvt_issuer_session {
                             may not go on; 0: none */
     uint64_t ops_left;   /* taken over, completion not collected */
     struct kvt_op_list queues[QUEUES];
-    uint64_t slots_filled;    /* bit q: the queue of slot q is not empty */
-    uint64_t queued[CLASSES]; /* operations in queues */
+    uint64_t slots_filled;     /* bit q: the queue of slot q is not empty */
+    uint64_t queued[CLASSES];  /* operations in queues */
+    uint64_t copying[CLASSES]; /* those of them that copy something */
     uint64_t deficit_bytes[CLASSES];
 };
 
@@ -63,12 +64,13 @@ struct kvt_issuer {
      * sessions have one. Filled and used inside one call. */
     struct kvt_op_progress **candidates[CLASSES];
     uint32_t candidates_count[CLASSES];
+    uint64_t copying[CLASSES];         /* of all sessions; likewise */
     uint64_t passed_bytes[CLASSES];    /* of higher classes, while this one waited to go */
     uint32_t turn[CLASSES];            /* session whose turn it is in the round-robin */
     struct kvt_issuer_flight *flights; /* inflight_max cuts, and as many posts */
     uint32_t flight_free;              /* first free tag */
     uint32_t cuts_inflight;
-    uint64_t bytes_inflight;
+    uint64_t bytes_inflight[CLASSES];
     uint32_t posts_inflight;
     struct kvt_op_list posts;
     struct kvt_op_list completions;
@@ -85,6 +87,8 @@ struct kvt_issuer_session *kvt_issuer_session_of(struct kvt_issuer *i,
 /* Puts it into, takes it as the head out of, the queue of its slot or kind. */
 void kvt_op_enqueue(struct kvt_issuer_session *s, struct kvt_op_progress *p);
 void kvt_op_dequeue(struct kvt_issuer_session *s, struct kvt_op_progress *p);
+/* It was taken out of a queue otherwise. */
+void kvt_op_unqueued(struct kvt_issuer_session *s, struct kvt_op_progress *p);
 /* Queue q has become filled or empty. */
 void kvt_issuer_note_filled(struct kvt_issuer_session *s, uint32_t q);
 

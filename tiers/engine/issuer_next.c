@@ -178,7 +178,7 @@ static uint32_t flight_begin(struct kvt_issuer *i, struct kvt_issuer_flight f) {
     i->flight_free = i->flights[tag].free_next;
     i->flights[tag] = f;
     i->cuts_inflight += !f.is_post;
-    i->bytes_inflight += f.bytes;
+    i->bytes_inflight[f.progress->op->traffic] += f.bytes;
     i->posts_inflight += f.is_post;
     return tag;
 }
@@ -186,7 +186,7 @@ static uint32_t flight_begin(struct kvt_issuer *i, struct kvt_issuer_flight f) {
 struct kvt_issuer_flight kvt_issuer_flight_end(struct kvt_issuer *i, uint32_t tag) {
     struct kvt_issuer_flight f = i->flights[tag];
     i->cuts_inflight -= !f.is_post;
-    i->bytes_inflight -= f.bytes;
+    i->bytes_inflight[f.progress->op->traffic] -= f.bytes;
     i->posts_inflight -= f.is_post;
     i->flights[tag] = (struct kvt_issuer_flight){.free_next = i->flight_free};
     i->flight_free = tag;
@@ -247,22 +247,50 @@ static bool next_post(struct kvt_issuer *i, struct kvt_issue *out) {
 /* Looks at all sessions, until nothing more comes of it, and counts what could go. */
 static void find_candidates(struct kvt_issuer *i) {
     memset(i->candidates_count, 0, sizeof(i->candidates_count));
+    memset(i->copying, 0, sizeof(i->copying));
     for (uint32_t n = 0; n < i->opened_count; n++) {
         uint32_t session = i->opened[n];
         while (look_at_session(i, session)) {}
         for (uint32_t c = 0; c < CLASSES; c++) {
             i->candidates_count[c] += i->candidates[c][session] != NULL;
+            i->copying[c] += i->sessions[session].copying[c];
         }
     }
+}
+
+/* Of class c and those below it. */
+static uint64_t bytes_inflight_from(const struct kvt_issuer *i, uint32_t c) {
+    uint64_t bytes = 0;
+    for (; c < CLASSES; c++) {
+        bytes += i->bytes_inflight[c];
+    }
+    return bytes;
+}
+
+static bool flight_is_full(const struct kvt_issuer *i) {
+    return i->cuts_inflight == i->config.inflight_max ||
+           (i->config.inflight_bytes != 0 && bytes_inflight_from(i, 0) >= i->config.inflight_bytes);
+}
+
+/* This class, and those below it, may have nothing more under way; CLASSES: that holds for none. */
+static uint32_t class_held(const struct kvt_issuer *i) {
+    uint32_t lower = 1; /* than the highest class that has something to copy, now or soon */
+    while (lower < CLASSES && i->copying[lower - 1] == 0) {
+        lower++;
+    }
+    bool full = i->config.inflight_bytes != 0 &&
+                KVT_ISSUER_LOWER_PART * bytes_inflight_from(i, lower) >= i->config.inflight_bytes;
+    return full && !KVT_BROKEN(i->broken_rules, KVT_BREAK_PREFILL_FILLS_LINK) ? lower : CLASSES;
 }
 
 /* The class to go: the highest, or one below it that has waited for long; CLASSES: none is open. */
 static uint32_t class_next(const struct kvt_issuer *i) {
     uint64_t most = KVT_ISSUER_PATIENCE * i->config.quantum_bytes;
+    uint32_t held = class_held(i);
     uint32_t first = CLASSES;
     for (uint32_t n = 0; n < CLASSES; n++) {
         uint32_t c = KVT_BROKEN(i->broken_rules, KVT_BREAK_DECODE_LAST) ? CLASSES - 1 - n : n;
-        if (i->candidates_count[c] == 0) {
+        if (i->candidates_count[c] == 0 || c >= held) {
             continue;
         }
         if (i->passed_bytes[c] >= most && !KVT_BROKEN(i->broken_rules, KVT_BREAK_PREFILL_STARVES)) {
@@ -289,11 +317,7 @@ bool kvt_issuer_next(struct kvt_issuer *i, struct kvt_issue *out) {
     if (next_post(i, out)) {
         return true;
     }
-    if (i->cuts_inflight == i->config.inflight_max ||
-        (i->config.inflight_bytes != 0 && i->bytes_inflight >= i->config.inflight_bytes)) {
-        return false;
-    }
-    uint32_t c = class_next(i);
+    uint32_t c = flight_is_full(i) ? (uint32_t)CLASSES : class_next(i);
     if (c == CLASSES) {
         return false;
     }

@@ -50,7 +50,14 @@ void kvt_op_enqueue(struct kvt_issuer_session *s, struct kvt_op_progress *p) {
     kvt_op_list_append(&s->queues[q], p);
     kvt_issuer_note_filled(s, q);
     s->queued[p->op->traffic]++;
+    s->copying[p->op->traffic] += p->op->copy_count > 0;
     p->queued = true;
+}
+
+void kvt_op_unqueued(struct kvt_issuer_session *s, struct kvt_op_progress *p) {
+    s->queued[p->op->traffic]--;
+    s->copying[p->op->traffic] -= p->op->copy_count > 0;
+    p->queued = false;
 }
 
 void kvt_op_dequeue(struct kvt_issuer_session *s, struct kvt_op_progress *p) {
@@ -58,8 +65,7 @@ void kvt_op_dequeue(struct kvt_issuer_session *s, struct kvt_op_progress *p) {
     struct kvt_op_progress *head = kvt_op_list_take(&s->queues[q]);
     KVT_ASSERT(head == p);
     kvt_issuer_note_filled(s, q);
-    s->queued[p->op->traffic]--;
-    p->queued = false;
+    kvt_op_unqueued(s, p);
 }
 
 /* ---- the end of an operation ----------------------------------------------------------------- */
