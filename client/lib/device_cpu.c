@@ -26,6 +26,13 @@ static void cpu_close(struct kvt_client_gpu *g) {
     (void)g;
 }
 
+static int cpu_vacate(struct kvt_client_gpu *g, void *address, uint64_t bytes) {
+    (void)g;
+    void *p = mmap(address, bytes, PROT_NONE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    return p == MAP_FAILED ? -KVT_ENOMEM : 0;
+}
+
 static int cpu_map(struct kvt_client_gpu *g, const struct kvt_client_import *import,
                    void **address) {
     (void)g;
@@ -40,6 +47,10 @@ static int cpu_map(struct kvt_client_gpu *g, const struct kvt_client_import *imp
     int fixed = *address != NULL ? MAP_FIXED : 0;
     void *p =
         mmap(*address, import->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | fixed, import->fd, 0);
+    if (p == MAP_FAILED && fixed != 0) {
+        (void)cpu_vacate(g, *address,
+                         import->bytes); /* a failed mmap may have made a hole of the range */
+    }
     if (p == MAP_FAILED) {
         return -KVT_ENOMEM;
     }
@@ -52,13 +63,6 @@ static int cpu_map(struct kvt_client_gpu *g, const struct kvt_client_import *imp
 static void cpu_unmap(struct kvt_client_gpu *g, void *address, uint64_t bytes) {
     (void)g;
     (void)munmap(address, bytes);
-}
-
-static int cpu_vacate(struct kvt_client_gpu *g, void *address, uint64_t bytes) {
-    (void)g;
-    void *p = mmap(address, bytes, PROT_NONE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-    return p == MAP_FAILED ? -KVT_ENOMEM : 0;
 }
 
 static int cpu_move(struct kvt_client_gpu *g, void *target, const void *source, uint64_t bytes) {

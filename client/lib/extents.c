@@ -96,12 +96,13 @@ static void forget(struct kvt_client_extents *t, struct kvt_client_extent *e) {
     index_rebuild(t);
 }
 
-/* Unmaps it, and keeps its addresses. If the device refuses, they go, too: what comes for this number
- * later is mapped elsewhere. Lock held. */
+/* Unmaps it, and keeps its addresses. If the device refuses, it cannot be used any more: elsewhere it would
+ * not be what its user knows. Lock held. */
 static void vacate(struct kvt_client_extents *t, struct kvt_client_extent *e) {
     if (e->mapped && t->ops->vacate(t->gpu, e->address, e->import.bytes) != 0) {
         t->ops->unmap(t->gpu, e->address, e->import.bytes);
         e->address = NULL;
+        e->lost = true;
     }
     if (e->import.fd >= 0) {
         (void)close(e->import.fd);
@@ -267,6 +268,9 @@ static struct kvt_client_extent *await(struct kvt_client_extents *t, uint32_t id
 }
 
 static int pin(struct kvt_client_extents *t, struct kvt_client_extent *e) {
+    if (e->lost) {
+        return -KVT_EDEVICE;
+    }
     if (!e->mapped) {
         int rc = t->ops->map(t->gpu, &e->import, &e->address);
         if (rc != 0) {

@@ -23,6 +23,7 @@ struct kvt_client_extent {
     bool keep;           /* ... but for its addresses */
     bool vacant;         /* it has: the next packet for it brings other memory */
     bool mapped;
+    bool lost; /* the device did not keep its addresses: it cannot be mapped where it was */
     struct kvt_client_import import; /* fd owned until mapped, then -1 */
     void *address;                   /* NULL: never mapped; stays when it becomes vacant */
 };

@@ -339,6 +339,89 @@ static void test_static_ends_while_away(void) {
     }
 }
 
+/* A wrong STEP is wrong also while the cache is away, and brings nothing back. */
+static void test_wrong_step_while_away(void) {
+    for (uint32_t i = 0; i < 2; i++) {
+        struct kvth_cache *a;
+        struct kvth_cache *b;
+        uint32_t idle, busy;
+        const uint32_t rows[] = {1023, 0};
+        const uint32_t tokens[] = {1, 1};
+        const char *words[] = {"step:", NULL};
+        away(KINDS[i], KVT_MODE_STATIC, &idle, &busy, &a, &b);
+        struct kvth_cache *c = create(busy, 1, KVT_MODE_DYNAMIC, 1);
+        kvth_step(&h, c, 1, 1);
+        refused(kvth_answer(&h, kvth_step_send(&h, a, rows, tokens, 1, 0, 1)), KVT_EINVAL, words);
+        refused(kvth_answer(&h, kvth_step_send(&h, a, rows, tokens, 2, 0, 1)), KVT_EINVAL, words);
+        CU_ASSERT_EQUAL(device_bytes(idle), 0);
+        the_end(idle, busy);
+    }
+}
+
+static const struct kvth_answer *ask_for_static(uint32_t session) {
+    struct kvt_layout layout = kvth_layout(LAYERS);
+    struct kvt_cache_options o = kvth_options(KVT_MODE_STATIC, 1);
+    struct kvt_request r = {
+        .kind = KVT_REQUEST_CREATE, .session = session, .layout = &layout, .options = &o};
+    return kvth_ask(&h, &r);
+}
+
+/* What is away must fit beside what is made: else neither could ever step again. */
+static void test_create_beside_what_is_away(void) {
+    struct kvth_cache *a;
+    struct kvth_cache *b;
+    uint32_t idle, busy;
+    const char *words[] = {"create: device memory", NULL};
+    away(KVT_WORKER_SEGMENT, KVT_MODE_STATIC, &idle, &busy, &a, &b);
+    kvth_close(&h, b);
+    refused(ask_for_static(idle), KVT_EQUOTA, words);
+    kvth_step(&h, a, 10, 1);
+    the_end(idle, busy);
+}
+
+/* A cache that needs nothing of what is away goes on without it. */
+static void test_dynamic_beside_what_is_away(void) {
+    struct kvth_config c = {.device_budget_bytes = 112u << 10, .extent_bytes = 16u << 10};
+    kvth_start(&h, &c);
+    h.keeps_addresses = true;
+    uint32_t idle = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    uint32_t busy = kvth_attach(&h, KVT_WORKER_SEGMENT, 0);
+    struct kvth_cache *a = create(idle, LAYERS, KVT_MODE_STATIC, 1);
+    struct kvth_cache *d = create(idle, 1, KVT_MODE_DYNAMIC, 1);
+    kvth_step(&h, a, 700, 1);
+    kvth_step(&h, d, 20, 1);
+    kvth_tick(&h, 6000);
+    struct kvth_cache *b = create(busy, LAYERS, KVT_MODE_STATIC, 1);
+    kvth_step(&h, b, 100, 1);
+    CU_ASSERT_EQUAL(resident(a), 0);
+    kvth_step(&h, d, 20, 2);
+    CU_ASSERT_EQUAL(resident(a), 0);
+    CU_ASSERT_EQUAL(resident(b), LAYERS);
+    the_end(idle, busy);
+}
+
+/* The host cannot take all of it: nothing leaves, since nothing would be won. */
+static void test_host_too_small_for_a_static_one(void) {
+    for (uint32_t i = 0; i < 2; i++) {
+        struct kvth_config c = {.device_budget_bytes = 112u << 10,
+                                .host_budget_bytes = 64u << 10,
+                                .extent_bytes = 16u << 10};
+        const char *words[] = {"create: device memory", NULL};
+        kvth_start(&h, &c);
+        h.keeps_addresses = true;
+        uint32_t idle = kvth_attach(&h, KINDS[i], 0);
+        uint32_t busy = kvth_attach(&h, KINDS[i], 0);
+        struct kvth_cache *a = create(idle, LAYERS, KVT_MODE_STATIC, 1);
+        kvth_step(&h, a, 700, 1);
+        kvth_tick(&h, 6000);
+        refused(ask_for_static(busy), KVT_EQUOTA, words);
+        CU_ASSERT_EQUAL(resident(a), LAYERS);
+        CU_ASSERT_EQUAL(info_of(a).host_bytes, 0);
+        kvth_step(&h, a, 10, 1);
+        the_end(idle, busy);
+    }
+}
+
 int main(void) {
     CU_TestInfo tests[] = {
         {"migration in mid-life", test_migrates_in_mid_life},
@@ -353,6 +436,10 @@ int main(void) {
         {"a static cache stays away", test_static_stays_away},
         {"a static cache comes back at the second try", test_static_comes_back_at_second_try},
         {"a static cache ends while it is away", test_static_ends_while_away},
+        {"a wrong step while it is away", test_wrong_step_while_away},
+        {"a create beside what is away", test_create_beside_what_is_away},
+        {"a dynamic cache beside what is away", test_dynamic_beside_what_is_away},
+        {"the host is too small for a static one", test_host_too_small_for_a_static_one},
         CU_TEST_INFO_NULL};
     return kvt_cunit_run("engine migration", tests);
 }

@@ -49,6 +49,36 @@ static bool session_is_idle(const struct kvt_engine *e, const struct session *s)
            e->now_ms - s->last_step_ms >= e->config.idle_after_ms;
 }
 
+/* Sends a layer of the session's static caches, or of its others. false: there is none that can go. */
+static bool demote_next(struct kvt_engine *e, struct session *s, bool statics) {
+    struct family *f;
+    if (statics && s->keeps_addresses && !session_statics_fit_host(e, s)) {
+        s->demote_failed = true;
+        return false;
+    }
+    for (uint32_t at = 0; (f = session_family(e, s, &at)) != NULL;) {
+        if (f->is_static == statics && family_may_leave(e, f) && f->resident_count > 0) {
+            f->demoted = true;
+            if (demote_layer(e, s, f) == KVT_WAIT) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/* Static caches that could not leave, all of the session, stay. */
+static void demote_end(struct kvt_engine *e, struct session *s) {
+    struct family *f;
+    for (uint32_t at = 0; s->demote_failed && (f = session_family(e, s, &at)) != NULL;) {
+        if (f->is_static && f->demoted) {
+            (void)family_stays(e, s, f);
+        }
+    }
+    s->demoting = false;
+    e->epoch++;
+}
+
 /* Moves an idle session's memory to the host, layer by layer, and its slots last. What static caches
  * leave behind are addresses. */
 void demote_progress(struct kvt_engine *e, struct session *s) {
@@ -56,18 +86,11 @@ void demote_progress(struct kvt_engine *e, struct session *s) {
         return;
     }
     if (s->queue_count > 0 || s->demote_failed) { /* it is awake again, or there is no room */
-        s->demoting = false;
-        e->epoch++;
+        demote_end(e, s);
         return;
     }
-    struct family *f;
-    for (uint32_t at = 0; (f = session_family(e, s, &at)) != NULL;) {
-        if (family_may_leave(e, f) && f->resident_count > 0) {
-            f->demoted = true;
-            if (demote_layer(e, s, f) == KVT_WAIT) {
-                return;
-            }
-        }
+    if (demote_next(e, s, false) || demote_next(e, s, true)) {
+        return;
     }
     guess_discard(e, s, 0);
     if (s->ops.outstanding > 0) {
@@ -76,9 +99,10 @@ void demote_progress(struct kvt_engine *e, struct session *s) {
     if (!has_fixed_slots(e, s)) {
         slots_free(e, s);
     }
-    session_vacate(e, s);
-    s->demoting = false;
-    e->epoch++;
+    if (!s->demote_failed) {
+        session_vacate(e, s);
+    }
+    demote_end(e, s);
 }
 
 /* Whether `s` may be asked for what `asking` lacks: anybody on the device for its budget, and only

@@ -17,9 +17,11 @@ struct planes *planes_create(struct family *f, uint32_t rows, uint32_t capacity,
     }
     p->place = calloc(f->layer_count, sizeof(*p->place));
     p->frozen = calloc(rows, sizeof(*p->frozen));
-    if (p->place == NULL || p->frozen == NULL) {
+    p->longest = calloc(rows, sizeof(*p->longest));
+    if (p->place == NULL || p->frozen == NULL || p->longest == NULL) {
         free(p->place);
         free(p->frozen);
+        free(p->longest);
         free(p);
         return NULL;
     }
@@ -137,6 +139,7 @@ void planes_unref(struct kvt_engine *e, struct planes *p) {
     }
     free(p->place);
     free(p->frozen);
+    free(p->longest);
     free(p);
 }
 
@@ -303,6 +306,10 @@ int cache_create(struct kvt_engine *e, struct session *s, const struct kvt_reque
                  struct cache **out, char *text) {
     struct cache *c;
     int rc = create_check(s, r, text);
+    rc = rc == 0 ? session_return(e, s, NULL) : rc; /* what is away has to fit beside it */
+    if (rc == -KVT_EQUOTA) {
+        return memory_take(e, s);
+    }
     rc = rc == 0 ? cache_make(e, s, r, &c) : rc;
     if (rc != 0) {
         return rc;
@@ -316,6 +323,7 @@ int cache_create(struct kvt_engine *e, struct session *s, const struct kvt_reque
         } else if (c->planes != NULL) {
             c->planes->owner = c->id;
         }
+        s->last_step_ms = e->now_ms; /* a cache that was just made is about to be used */
     } else if (rc == -KVT_EQUOTA) {
         rc = memory_take(e, s);
     } else if (rc == -KVT_EBUSY) {

@@ -85,19 +85,18 @@ bool kvt_engine_cache_info(const struct kvt_engine *e, uint32_t *at, struct kvt_
             continue;
         }
         const struct family *f = c->family;
-        *out =
-            (struct kvt_cache_info){.cache = c->id,
-                                    .session = c->session,
-                                    .mode = f->mode,
-                                    .rows = c->row_count,
-                                    .layer_count = f->layer_count,
-                                    .device_bytes = f->is_static && f->demoted ? 0 : f->gpu_bytes,
-                                    .host_bytes = f->host_bytes,
-                                    .slots = e->sessions[c->session].slot_count,
-                                    .slot_bytes = e->sessions[c->session].slot_bytes,
-                                    .counters = c->counters,
-                                    .need_to_device_bytes = c->need_to_bytes,
-                                    .need_from_device_bytes = c->need_from_bytes};
+        *out = (struct kvt_cache_info){.cache = c->id,
+                                       .session = c->session,
+                                       .mode = f->mode,
+                                       .rows = c->row_count,
+                                       .layer_count = f->layer_count,
+                                       .device_bytes = f->vacated ? 0 : f->gpu_bytes,
+                                       .host_bytes = f->host_bytes,
+                                       .slots = e->sessions[c->session].slot_count,
+                                       .slot_bytes = e->sessions[c->session].slot_bytes,
+                                       .counters = c->counters,
+                                       .need_to_device_bytes = c->need_to_bytes,
+                                       .need_from_device_bytes = c->need_from_bytes};
         memcpy(out->name, c->name, sizeof(out->name));
         for (uint32_t i = 0; i < c->row_count; i++) {
             uint32_t length = c->rows[i].length;

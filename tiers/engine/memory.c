@@ -105,6 +105,7 @@ void extent_vacate(struct kvt_engine *e, struct extent *x) {
     KVT_ASSERT(x->state == EXTENT_LIVE);
     KVT_ASSERT(!x->vacates);
     x->vacates = true;
+    e->sessions[x->session].vacating++;
     extent_give_back(e, x);
 }
 
@@ -128,6 +129,7 @@ void extent_refill(struct kvt_engine *e, struct extent *x) {
 /* The entry is free again: there is no memory behind it. */
 static void extent_forget(struct kvt_engine *e, struct extent *x) {
     e->sessions[x->session].extent_count--;
+    e->sessions[x->session].vacating -= x->vacates;
     kvt_ranges_destroy(&x->space);
     x->state = 0;
 }
@@ -407,6 +409,7 @@ void extent_created(struct kvt_engine *e, uint32_t extent, int code) {
         return;
     }
     x->state = EXTENT_LIVE;
+    s->vacating -= x->vacates;
     x->vacates = false;
     e->sweep_due = true; /* the one who asked may have gone meanwhile */
     if (!s->hung) {
@@ -583,6 +586,12 @@ void host_sweep(struct kvt_engine *e) {
     struct host *h = &e->host;
     if (!h->sweep_due || e->settling_count > 0) {
         return;
+    }
+    for (uint32_t i = 0; i < e->config.sessions_max; i++) {
+        const struct migration *m = &e->sessions[i].migration;
+        if (m->family != NULL && m->to_host && !m->submitted) {
+            return; /* a layer that leaves the device gathers several chunks */
+        }
     }
     h->sweep_due = false;
     uint64_t keep_bytes = h->live_bytes > 0 ? h->chunk_bytes : 0;

@@ -99,23 +99,22 @@ static void dense_block_copies(const struct kvt_engine *e, const struct cache *c
               v_base + token * bytes->v, tokens * bytes->v);
 }
 
-/* Whether what row `i` has in its planes is there for another row, too, which is longer, or as long and
- * before it: rows that share a plane's row have the same tokens, as far as they go. */
-static bool row_is_covered(const struct kvt_engine *e, const struct cache *c, uint32_t i) {
-    const struct row *r = &c->rows[i];
-    const struct cache *other;
-    bool before = true;
-    for (uint32_t at = 0; (other = family_cache(e, c->family, &at)) != NULL;) {
-        for (uint32_t j = 0; j < other->row_count && other->planes == c->planes; j++) {
-            const struct row *o = &other->rows[j];
-            before = before && o != r;
-            if (o != r && o->planes_row == r->planes_row &&
-                (o->length > r->length || (o->length == r->length && before))) {
-                return true;
+/* Of the rows that share a plane's row one that has most: they have the same tokens, as far as they go. */
+static void note_longest(const struct kvt_engine *e, const struct family *f) {
+    struct cache *c;
+    for (uint32_t at = 0; (c = family_cache(e, f, &at)) != NULL;) {
+        for (uint32_t i = 0; c->planes != NULL && i < c->planes->rows; i++) {
+            c->planes->longest[i] = NULL;
+        }
+    }
+    for (uint32_t at = 0; (c = family_cache(e, f, &at)) != NULL;) {
+        for (uint32_t i = 0; c->planes != NULL && i < c->row_count; i++) {
+            const struct row **longest = &c->planes->longest[c->rows[i].planes_row];
+            if (*longest == NULL || (*longest)->length < c->rows[i].length) {
+                *longest = &c->rows[i];
             }
         }
     }
-    return false;
 }
 
 static void dense_copies(struct kvt_engine *e, const struct migration *m, struct copy_list *list) {
@@ -136,9 +135,12 @@ static void dense_copies(struct kvt_engine *e, const struct migration *m, struct
         }
     }
     uint64_t copied = ++e->walk;
+    if (!m->to_host) {
+        note_longest(e, f);
+    }
     for (uint32_t at = 0; (c = family_cache(e, f, &at)) != NULL;) {
         for (uint32_t i = 0; i < c->row_count && c->planes != NULL; i++) {
-            if (!m->to_host && row_is_covered(e, c, i)) {
+            if (!m->to_host && c->planes->longest[c->rows[i].planes_row] != &c->rows[i]) {
                 continue;
             }
             for (uint32_t b = 0; b < row_blocks(e, &c->rows[i]); b++) {
@@ -494,4 +496,22 @@ int promote_layer(struct kvt_engine *e, struct session *s, struct family *f) {
         (struct migration){.family = f, .layer = f->priority[f->resident_count], .to_host = false};
     migrate_progress(e, s);
     return s->migration.family != NULL || f->demoted ? KVT_WAIT : KVT_READY;
+}
+
+/* Layers of a static cache whose copies have gone to the host, and whose places on the device nobody has
+ * touched: they are resident again at once. false: the memory was away. */
+bool family_stays(struct kvt_engine *e, struct session *s, struct family *f) {
+    KVT_ASSERT(f->is_static);
+    KVT_ASSERT(s->migration.family == NULL);
+    if (f->vacated) {
+        return false;
+    }
+    uint32_t most = resident_layers_most(f->mode, f->layer_count, f->resident_layers_max);
+    while (f->resident_count < most) {
+        uint32_t l = f->priority[f->resident_count++];
+        f->resident[l] = true;
+        host_places_free(e, s, f, l);
+    }
+    f->demoted = false;
+    return true;
 }

@@ -177,6 +177,8 @@ static bool need_of(struct kvt_engine *e, struct session *s, const struct pendin
                     struct need *n, bool *is_static) {
     const struct kvt_request *r = &p->request;
     struct cache *c = cache_find(e, r->session, r->cache);
+    const struct family *of = r->kind != KVT_REQUEST_CREATE && c != NULL ? c->family : NULL;
+    n->device.used_bytes = session_vacant_bytes(e, s, of);
     if (r->kind == KVT_REQUEST_CREATE) {
         int rc = cache_make(e, s, r, &c);
         if (rc == 0) {
@@ -187,7 +189,6 @@ static bool need_of(struct kvt_engine *e, struct session *s, const struct pendin
         return rc == 0;
     }
     if (c != NULL) {
-        n->device.used_bytes = session_vacant_bytes(e, s);
         if (!c->family->is_static || n->device.used_bytes == 0) {
             need_step(e, s, c, r, n);
         }

@@ -295,9 +295,13 @@ static int settle_promotion(struct kvt_engine *e, struct session *s, struct fami
     if (s->migration.family != NULL) {
         return KVT_WAIT;
     }
+    if (f->is_static && f->demoted && family_stays(e, s, f)) {
+        return KVT_READY;
+    }
     if (f->is_static && f->demoted) {
         int rc = s->promote_failed != 0 ? s->promote_failed : promote_layer(e, s, f);
         f->demoted = rc != KVT_READY;
+        f->vacated = f->vacated && f->demoted;
         return rc;
     }
     if (f->demoted && others_gather(e, s)) {
@@ -311,6 +315,47 @@ static int settle_promotion(struct kvt_engine *e, struct session *s, struct fami
     return first_attempt && promote_is_due(e, s, f) ? promote_layer(e, s, f) : KVT_READY;
 }
 
+/* What a cache that was idle needs before anything else: its memory, its layers. */
+static int step_wake(struct kvt_engine *e, struct session *s, const struct pending *p,
+                     struct family *f, char *text) {
+    int rc =
+        KVT_BROKEN(e->rules, KVT_BREAK_STATIC_NOT_RETURNED) ? KVT_READY : session_return(e, s, f);
+    if (rc == -KVT_EQUOTA) {
+        return memory_take(e, s);
+    }
+    rc = rc == KVT_READY ? settle_promotion(e, s, f, !p->started) : rc;
+    if (rc < 0) {
+        kvt_text_format(
+            text, KVT_TEXT_BYTES,
+            "step: cache %u was idle, and a layer of it cannot come back to the device: %s; "
+            "nothing is lost: try again, or close it",
+            p->request.cache, kvt_error_text(rc));
+    }
+    return rc;
+}
+
+/* Gathers what the steps need. */
+static int step_gather(struct kvt_engine *e, struct session *s, struct step_plan *plan,
+                       uint32_t *capacity, char *text) {
+    plan->steps = steps_affordable(e, plan);
+    int rc = settle_once(e, s, plan, plan->steps, capacity);
+    if (rc == -KVT_EQUOTA && plan->steps > 1) {
+        settle_undo(e, plan->cache);
+        plan->steps = 1;
+        rc = settle_once(e, s, plan, 1, capacity);
+    }
+    if (rc == -KVT_EQUOTA) {
+        rc = memory_take(e, s);
+    } else if (rc == -KVT_EBUSY) {
+        blocks_full_text(e, s, "step", text);
+    } else if (rc == -KVT_ESTATE) {
+        kvt_text_format(text, KVT_TEXT_BYTES,
+                        "step: the slots of this session are fixed by "
+                        "an offloaded-static cache; attach once more for another cache");
+    }
+    return rc;
+}
+
 /* Tries to open the schedule that the request asks for. KVT_READY: it is open. KVT_WAIT: call again
  * when something has happened. Negative: it cannot be, the reason is in `text`. */
 int step_request(struct kvt_engine *e, struct session *s, struct pending *p, char *text) {
@@ -322,45 +367,12 @@ int step_request(struct kvt_engine *e, struct session *s, struct pending *p, cha
         s->compact_failed = false;
         s->promote_failed = 0;
     }
-    int rc = KVT_BROKEN(e->rules, KVT_BREAK_STATIC_NOT_RETURNED) ? KVT_READY : session_return(e, s);
-    if (rc == -KVT_EQUOTA) {
-        return memory_take(e, s);
-    }
-    rc = rc == KVT_READY ? settle_promotion(e, s, c->family, !p->started) : rc;
-    if (rc < 0) {
-        kvt_text_format(
-            text, KVT_TEXT_BYTES,
-            "step: cache %u was idle, and a layer of it cannot come back to the device: %s; "
-            "nothing is lost: try again, or close it",
-            c->id, kvt_error_text(rc));
-    }
-    if (rc != KVT_READY) {
-        return rc;
-    }
     struct step_plan plan = {.cache = c};
-    rc = plan_rows(c, &p->request, &plan);
-    if (rc == 0) {
-        rc = plan_check(e, c, &p->request, &plan, text);
-    }
     uint32_t capacity = c->capacity;
-    if (rc == 0) {
-        plan.steps = steps_affordable(e, &plan);
-        rc = settle_once(e, s, &plan, plan.steps, &capacity);
-        if (rc == -KVT_EQUOTA && plan.steps > 1) {
-            settle_undo(e, c);
-            plan.steps = 1;
-            rc = settle_once(e, s, &plan, 1, &capacity);
-        }
-        if (rc == -KVT_EQUOTA) {
-            rc = memory_take(e, s);
-        } else if (rc == -KVT_EBUSY) {
-            blocks_full_text(e, s, "step", text);
-        } else if (rc == -KVT_ESTATE) {
-            kvt_text_format(text, KVT_TEXT_BYTES,
-                            "step: the slots of this session are fixed by "
-                            "an offloaded-static cache; attach once more for another cache");
-        }
-    }
+    int rc = plan_rows(c, &p->request, &plan);
+    rc = rc == 0 ? plan_check(e, c, &p->request, &plan, text) : rc;
+    rc = rc == 0 ? step_wake(e, s, p, c->family, text) : rc;
+    rc = rc == KVT_READY ? step_gather(e, s, &plan, &capacity, text) : rc;
     if (rc < 0) {
         settle_undo(e, c); /* also what earlier attempts have gathered */
     }

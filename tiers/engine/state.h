@@ -89,6 +89,7 @@ struct extent {
     uint64_t bytes;
     uint64_t live_bytes;
     uint64_t movable_bytes; /* of these; used inside one search of compact.c */
+    bool wanted;            /* used inside one call of session_return */
     uint64_t since_ms;      /* when its worker was asked to unmap it */
     struct kvt_ranges space;
 };
@@ -164,6 +165,7 @@ struct family {
     uint32_t resident_layers_max;
     uint32_t resident_count;
     bool is_static;
+    bool vacated; /* static, and demoted: its places have, or had since, no memory */
     bool demoted; /* was idle: all layers went to the host; those of static caches keep their
                                places on the device */
     uint32_t demote_wanted; /* layers that another session waits for */
@@ -186,9 +188,10 @@ struct family {
 struct planes {
     uint32_t refs;
     uint32_t rows;
-    uint32_t capacity; /* tokens of a row */
-    uint32_t owner;    /* cache that may append in place, behind what is frozen */
-    uint32_t *frozen;  /* [row] tokens that others still read */
+    uint32_t capacity;          /* tokens of a row */
+    uint32_t owner;             /* cache that may append in place, behind what is frozen */
+    uint32_t *frozen;           /* [row] tokens that others still read */
+    const struct row **longest; /* [row] used inside one call of dense_copies */
     struct family *family;
     struct dev_place *place; /* [layer]: K of all rows, then V of all rows */
 };
@@ -381,6 +384,7 @@ struct session {
     uint32_t device;
     uint32_t worker_kind;
     bool keeps_addresses;
+    uint32_t vacating; /* its extents that have no memory, or are about to lose or get it */
     uint8_t *ring;
     uint64_t ring_bytes;
     uint64_t ring_head;
@@ -649,6 +653,7 @@ static inline bool ops_drained(const struct op_window *w) {
 int demote_layer(struct kvt_engine *e, struct session *s, struct family *f);
 void demote_early(struct kvt_engine *e, struct session *s, struct family *f);
 int promote_layer(struct kvt_engine *e, struct session *s, struct family *f);
+bool family_stays(struct kvt_engine *e, struct session *s, struct family *f);
 bool promote_is_due(const struct kvt_engine *e, const struct session *s, const struct family *f);
 void migrate_completion(struct kvt_engine *e, struct session *s, struct op_record *r);
 void migrate_progress(struct kvt_engine *e, struct session *s);
@@ -667,8 +672,10 @@ bool family_may_leave(const struct kvt_engine *e, const struct family *f);
 bool family_streams(const struct family *f);
 bool session_may_vacate(const struct kvt_engine *e, const struct session *s);
 void session_vacate(struct kvt_engine *e, struct session *s);
-uint64_t session_vacant_bytes(const struct kvt_engine *e, const struct session *s);
-int session_return(struct kvt_engine *e, struct session *s);
+bool session_statics_fit_host(const struct kvt_engine *e, const struct session *s);
+uint64_t session_vacant_bytes(const struct kvt_engine *e, const struct session *s,
+                              const struct family *f);
+int session_return(struct kvt_engine *e, struct session *s, const struct family *f);
 
 /* ---- admit.c: where memory is taken from -------------------------------------------------------------------- */
 int memory_take(struct kvt_engine *e, struct session *s);
