@@ -43,8 +43,9 @@ def test_it_comes_without_a_worker_and_stays():
 
 
 def test_the_front_does_not_get_it():
-    """The process that is started beside it, at first and again, maps none of the arena."""
-    with Fleet(SETS, kept_bytes=KEPT) as fleet:
+    """The process that is started beside it, at first and again, maps none of the arena. (Nobody
+    watches the budgets: there may be no time for a look.)"""
+    with Fleet(SETS, kept_bytes=KEPT, watched=False) as fleet:
         daemon = fleet.daemon
         daemon.wait_for_line("preallocated in")
         assert "dc" in arena_kib(daemon.pid, "VmFlags:")  # not copied by a fork
