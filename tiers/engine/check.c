@@ -28,7 +28,7 @@ static void check_extents(struct check *c) {
         uint64_t used = 0;
         for (uint32_t i = 1; i < e->extent_top; i++) {
             const struct extent *x = &e->extents[i];
-            if (x->state == 0 || x->state == EXTENT_VACANT || x->device != d) {
+            if (!extent_is_charged(x) || x->device != d) {
                 continue;
             }
             used += x->bytes;
@@ -203,8 +203,7 @@ static void check_session(struct check *c, const struct session *s) {
     uint64_t device_bytes = 0;
     for (uint32_t i = 1; i < e->extent_top; i++) {
         const struct extent *x = &e->extents[i];
-        bool charged = x->state != 0 && x->state != EXTENT_VACANT;
-        device_bytes += charged && x->session == index ? x->bytes : 0;
+        device_bytes += extent_is_charged(x) && x->session == index ? x->bytes : 0;
     }
     EXPECT(c, device_bytes == s->device_bytes, "session %u: extents hold %llu, charged %llu", index,
            ULL(device_bytes), ULL(s->device_bytes));

@@ -11,7 +11,7 @@ void kvt_engine_device_info(const struct kvt_engine *e, uint32_t device,
         (struct kvt_tier_info){.budget_bytes = d->config.budget_bytes, .used_bytes = d->used_bytes};
     for (uint32_t i = 1; i < e->extent_top; i++) {
         const struct extent *x = &e->extents[i];
-        if (x->state == 0 || x->state == EXTENT_VACANT || x->device != device) {
+        if (!extent_is_charged(x) || x->device != device) {
             continue;
         }
         out->live_bytes += x->live_bytes;

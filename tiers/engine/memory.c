@@ -34,8 +34,21 @@ static struct extent *extent_entry(struct kvt_engine *e) {
     return e->extent_top < EXTENTS_MAX ? &e->extents[e->extent_top++] : NULL;
 }
 
+/* Charges the extent's memory, and asks for it. */
+static void extent_order(struct kvt_engine *e, struct extent *x) {
+    struct session *s = &e->sessions[x->session];
+    x->state = EXTENT_CREATING;
+    e->devices[x->device].used_bytes += x->bytes;
+    s->device_bytes += x->bytes;
+    s->extents_creating++;
+    struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_CREATE);
+    a->device = x->device;
+    a->session = x->session;
+    a->extent = x->id;
+    a->bytes = x->bytes;
+}
+
 static int extent_create(struct kvt_engine *e, struct session *s, uint64_t bytes) {
-    struct device *d = &e->devices[s->device];
     struct extent *x = s->extent_count < KVT_EXTENTS_MAX ? extent_entry(e) : NULL;
     if (x == NULL) { /* as good as no memory: fewer and larger places would help */
         e->short_tier = KVT_TIER_GPU;
@@ -48,18 +61,10 @@ static int extent_create(struct kvt_engine *e, struct session *s, uint64_t bytes
     *x = (struct extent){.id = ((uint32_t)e->extent_generation[index] << 16) | index,
                          .device = s->device,
                          .session = session_index(e, s),
-                         .state = EXTENT_CREATING,
                          .bytes = bytes};
     kvt_ranges_init(&x->space);
-    d->used_bytes += bytes;
-    s->device_bytes += bytes;
-    s->extents_creating++;
     s->extent_count++;
-    struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_CREATE);
-    a->device = s->device;
-    a->session = x->session;
-    a->extent = x->id;
-    a->bytes = bytes;
+    extent_order(e, x);
     return 0;
 }
 
@@ -111,19 +116,10 @@ void extent_vacate(struct kvt_engine *e, struct extent *x) {
 
 /* A vacant extent gets memory again. The budget has room for it. */
 void extent_refill(struct kvt_engine *e, struct extent *x) {
-    struct session *s = &e->sessions[x->session];
-    struct device *d = &e->devices[x->device];
+    const struct device *d = &e->devices[x->device];
     KVT_ASSERT(x->state == EXTENT_VACANT);
     KVT_ASSERT(x->bytes <= d->config.budget_bytes - d->used_bytes);
-    x->state = EXTENT_CREATING;
-    d->used_bytes += x->bytes;
-    s->device_bytes += x->bytes;
-    s->extents_creating++;
-    struct kvt_action *a = action_push(e, KVT_ACTION_EXTENT_CREATE);
-    a->device = x->device;
-    a->session = x->session;
-    a->extent = x->id;
-    a->bytes = x->bytes;
+    extent_order(e, x);
 }
 
 /* The entry is free again: there is no memory behind it. */
@@ -181,8 +177,7 @@ bool dev_hoped_for(const struct kvt_engine *e, const struct session *s) {
     for (uint32_t i = 1; i < e->extent_top; i++) {
         const struct extent *x = &e->extents[i];
         const struct session *owner = &e->sessions[x->session];
-        if (x->state == 0 || x->state == EXTENT_VACANT || x->device != s->device ||
-            (e->short_own && owner != s)) {
+        if (!extent_is_charged(x) || x->device != s->device || (e->short_own && owner != s)) {
             continue;
         }
         if (x->state == EXTENT_RECLAIMING || owner->hung ||

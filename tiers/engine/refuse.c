@@ -167,7 +167,7 @@ static uint64_t kept_bytes(const struct kvt_engine *e, const struct session *s) 
     uint64_t bytes = 0;
     for (uint32_t i = 1; i < e->extent_top; i++) {
         const struct extent *x = &e->extents[i];
-        bool counts = x->state != 0 && x->state != EXTENT_VACANT && x->live_bytes > 0;
+        bool counts = extent_is_charged(x) && x->live_bytes > 0;
         bytes += counts && &e->sessions[x->session] == s ? x->bytes : 0;
     }
     return bytes;

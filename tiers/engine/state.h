@@ -94,6 +94,11 @@ struct extent {
     struct kvt_ranges space;
 };
 
+/* Whether there is memory behind it, or on its way to or from it. */
+static inline bool extent_is_charged(const struct extent *x) {
+    return x->state != 0 && x->state != EXTENT_VACANT;
+}
+
 struct device {
     struct kvt_engine_device config;
     uint64_t used_bytes; /* extents that exist or are being created or destroyed */

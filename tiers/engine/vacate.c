@@ -19,11 +19,15 @@ bool family_may_leave(const struct kvt_engine *e, const struct family *f) {
     return !f->is_static || e->sessions[f->session].keeps_addresses;
 }
 
+static bool may_vacate(const struct kvt_engine *e, const struct session *s,
+                       const struct extent *x) {
+    return &e->sessions[x->session] == s && x->state == EXTENT_LIVE && x->live_bytes > 0;
+}
+
 /* Whether a session that has nothing to demote any more still holds memory that can go. */
 bool session_may_vacate(const struct kvt_engine *e, const struct session *s) {
     for (uint32_t i = 1; s->keeps_addresses && i < e->extent_top; i++) {
-        const struct extent *x = &e->extents[i];
-        if (&e->sessions[x->session] == s && x->state == EXTENT_LIVE && x->live_bytes > 0) {
+        if (may_vacate(e, s, &e->extents[i])) {
             return true;
         }
     }
@@ -61,9 +65,8 @@ void session_vacate(struct kvt_engine *e, struct session *s) {
         f->vacated = f->is_static && f->demoted;
     }
     for (uint32_t i = 1; i < e->extent_top; i++) {
-        struct extent *x = &e->extents[i];
-        if (&e->sessions[x->session] == s && x->state == EXTENT_LIVE && x->live_bytes > 0) {
-            extent_vacate(e, x);
+        if (may_vacate(e, s, &e->extents[i])) {
+            extent_vacate(e, &e->extents[i]);
         }
     }
 }
@@ -117,11 +120,14 @@ uint64_t session_vacant_bytes(const struct kvt_engine *e, const struct session *
 /* KVT_READY: every extent that the family's places are in has its memory (NULL: every one of the session).
  * KVT_WAIT: it is on its way, or just leaving. -KVT_EQUOTA: there is not enough for all of them. */
 int session_return(struct kvt_engine *e, struct session *s, const struct family *f) {
+    if (s->vacating == 0) {
+        return KVT_READY;
+    }
     uint64_t vacant_bytes = session_vacant_bytes(e, s, f);
     bool away = false; /* on its way out, or back */
-    for (uint32_t i = 1; s->vacating > 0 && i < e->extent_top; i++) {
+    for (uint32_t i = 1; i < e->extent_top; i++) {
         const struct extent *x = &e->extents[i];
-        away |= x->state != 0 && x->state != EXTENT_VACANT && x->vacates && x->wanted;
+        away |= extent_is_charged(x) && x->vacates && x->wanted;
     }
     if (away || vacant_bytes == 0) {
         (void)dev_short(e, s, 0); /* if it waits: for the device */
